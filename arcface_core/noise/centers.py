@@ -1,0 +1,166 @@
+"""Sub-centers of identities: who is nearest, who is dominant, who is the rival.
+
+Every function takes one part of the samples. Votes are counts, so the votes of a crawl are the sum of the votes of its parts.
+What has no direction takes no part: a zero or non-finite embedding votes for nothing, a zero center wins nothing. Indices are then -1
+and angles NaN, which no rule keeps.
+"""
+
+import torch
+from torch import Tensor
+
+from arcface_core.angles import angle_deg, cosine, normalize, rowwise_cosine
+from arcface_core.neighbors import top_k
+
+__all__ = [
+    "angle_to",
+    "cluster_centers",
+    "dominant",
+    "dominant_centers",
+    "nearest_subcenter",
+    "random_other",
+    "rival",
+    "vote",
+]
+
+
+def nearest_subcenter(embeddings_ND: Tensor, class_index_N: Tensor, centers_CKD: Tensor) -> tuple[Tensor, Tensor]:
+    """Index (int64) and angle (degrees) of the sub-center of its own identity nearest to each sample, both [N]; ties to the lowest k.
+
+    A zero row of `centers` is a sub-center that does not exist. Index -1 and angle NaN: the sample or all of its sub-centers have no direction.
+    Raises ValueError when a class index has no row in `centers`.
+    """
+    _check_part(embeddings_ND, class_index_N, centers_CKD)
+    # One sub-center at a time: [N, K, D] would be K times the part.
+    angle_NK = torch.stack([angle_to(embeddings_ND, class_index_N, centers_CKD[:, k]) for k in range(centers_CKD.shape[1])], dim=1)
+    nowhere_N = angle_NK.isnan().all(dim=1)
+    index_N = angle_NK.nan_to_num(nan=torch.inf).argmin(dim=1)
+    angle_N = angle_NK.gather(1, index_N[:, None])[:, 0]
+    return index_N.masked_fill(nowhere_N, -1), angle_N
+
+
+def angle_to(embeddings_ND: Tensor, class_index_N: Tensor, centers_CD: Tensor) -> Tensor:
+    """Angle in degrees [N], in [0, 180], between sample i and `centers[class_index[i]]`. NaN where either has no direction or the index is -1."""
+    missing_N = class_index_N < 0
+    center_ND = centers_CD[class_index_N.clamp_min(0)]
+    missing_N = missing_N | ~_has_direction(embeddings_ND) | ~_has_direction(center_ND)
+    return angle_deg(rowwise_cosine(embeddings_ND, center_ND)).masked_fill(missing_N, torch.nan)
+
+
+def vote(nearest_N: Tensor, class_index_N: Tensor, num_classes: int, num_subcenters: int) -> Tensor:
+    """How many samples of each identity are nearest to each of its sub-centers, int64 [C, K]. Additive over parts; `nearest` -1 is no vote."""
+    if len(nearest_N) != len(class_index_N):
+        raise ValueError(f"one vote per sample, got {len(nearest_N)} nearest sub-centers and {len(class_index_N)} class indices")
+    voted_N = nearest_N >= 0
+    index_N, nearest_N = class_index_N[voted_N].long(), nearest_N[voted_N].long()
+    if len(index_N) and (index_N.min() < 0 or index_N.max() >= num_classes or nearest_N.max() >= num_subcenters):
+        raise ValueError(f"a vote lies outside the {num_classes} x {num_subcenters} sub-centers: were these samples judged by another head?")
+    counts = torch.bincount(index_N * num_subcenters + nearest_N, minlength=num_classes * num_subcenters)
+    return counts.view(num_classes, num_subcenters)
+
+
+def dominant(counts_CK: Tensor) -> Tensor:
+    """The sub-center with most votes, int64 [C]; ties to the lowest k, -1 for an identity without votes. Source: ArcFace TPAMI 3.2."""
+    return counts_CK.argmax(dim=1).masked_fill(counts_CK.sum(dim=1) == 0, -1)
+
+
+def dominant_centers(centers_CKD: Tensor, dominant_C: Tensor) -> Tensor:
+    """Unit dominant sub-center of each identity, [C, D]; a zero row where `dominant` is -1."""
+    rows_C = torch.arange(len(dominant_C), device=centers_CKD.device)
+    chosen_CD = normalize(centers_CKD[rows_C, dominant_C.clamp_min(0)])
+    return chosen_CD.masked_fill((dominant_C < 0)[:, None], 0.0)
+
+
+def rival(
+    embeddings_ND: Tensor, class_index_N: Tensor, dominant_CD: Tensor, *, present_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Index (int64) and angle (degrees) of the OTHER identity whose dominant sub-center is nearest to each sample, both [N].
+
+    `present_C` (bool) says which identities take part; by default those whose row is not zero. Ties to the lowest index in the exact search.
+    Index -1 and angle 180: there is no other identity. Index -1 and angle NaN: the sample has no direction.
+    """
+    _check_part(embeddings_ND, class_index_N, dominant_CD)
+    present_C = _has_direction(dominant_CD) if present_C is None else present_C & _has_direction(dominant_CD)
+    rows_P = present_C.nonzero()[:, 0]
+    nobody_N = torch.full((len(embeddings_ND), 1), -1, dtype=torch.int64, device=embeddings_ND.device)
+    if len(rows_P) == 0:
+        index_N2, angle_N2 = nobody_N.expand(-1, 2), torch.full_like(nobody_N, 180.0, dtype=torch.float32).expand(-1, 2)
+    else:
+        cos_Nk, found_Nk = top_k(embeddings_ND, dominant_CD[rows_P], min(2, len(rows_P)))
+        index_N2 = torch.cat([rows_P[found_Nk.clamp_min(0)], nobody_N], dim=1)[:, :2]
+        angle_N2 = torch.cat([angle_deg(cos_Nk), torch.full_like(cos_Nk[:, :1], 180.0)], dim=1)[:, :2]
+    own_N = index_N2[:, 0] == class_index_N
+    index_N = torch.where(own_N, index_N2[:, 1], index_N2[:, 0])
+    angle_N = torch.where(own_N, angle_N2[:, 1], angle_N2[:, 0])
+    nowhere_N = ~_has_direction(embeddings_ND)
+    return index_N.masked_fill(nowhere_N, -1), angle_N.masked_fill(nowhere_N, torch.nan)
+
+
+def random_other(class_index_N: Tensor, salt_N: Tensor, dominant_CD: Tensor) -> Tensor:
+    """Class index, int64 [N], of an identity other than each sample's own that has a dominant sub-center; -1 when there is none.
+
+    `salt_N` (int64) chooses: pass bits of each sample's content hash, and the choice follows the sample through any order or sharding.
+    `angle_to(embeddings, random_other(...), dominant_CD)` are null angles: what "not this person" looks like to this head.
+    """
+    rows_P = _has_direction(dominant_CD).nonzero()[:, 0]
+    if len(rows_P) == 0:
+        return torch.full_like(class_index_N, -1, dtype=torch.int64)
+    place_N = torch.searchsorted(rows_P, class_index_N.long())
+    own_N = rows_P[place_N.clamp_max(len(rows_P) - 1)] == class_index_N
+    others_N = len(rows_P) - own_N.long()
+    shift_N = salt_N.long() % others_N.clamp_min(1)
+    chosen_N = rows_P[(place_N + own_N.long() + shift_N) % len(rows_P)]
+    return chosen_N.masked_fill(others_N == 0, -1)
+
+
+def cluster_centers(embeddings_ND: Tensor, num_subcenters: int, *, iterations: int = 20) -> Tensor:
+    """Unit sub-centers [K, D] of ONE identity by spherical K-means, for identities that no head was trained on.
+
+    Deterministic: it starts from the sample nearest to the mean direction, then always the sample farthest from those chosen; ties to the
+    lowest index. An emptied cluster stays where it was. Samples without direction are left out. When fewer than K directions differ, the
+    missing sub-centers are zero rows, which win no vote.
+    Source: Dhillon and Modha 2001 (spherical K-means), Gonzalez 1985 (farthest first).
+    """
+    if num_subcenters < 1:
+        raise ValueError(f"num_subcenters must be at least 1, got {num_subcenters}")
+    unit_ND = normalize(embeddings_ND[_has_direction(embeddings_ND)])
+    centers_KD = torch.zeros(num_subcenters, embeddings_ND.shape[1], dtype=unit_ND.dtype, device=unit_ND.device)
+    if len(unit_ND) == 0:
+        return centers_KD
+    closeness_N = -cosine(unit_ND, unit_ND.mean(dim=0, keepdim=True))[:, 0]
+    found = 0
+    while found < num_subcenters:
+        start = int(closeness_N.argmin())
+        if found and closeness_N[start] > 1.0 - 1e-6:  # within 0.08 degrees of a start already taken
+            break
+        centers_KD[found] = unit_ND[start]
+        cos_N = cosine(unit_ND, unit_ND[start : start + 1])[:, 0]
+        closeness_N = cos_N if found == 0 else torch.maximum(closeness_N, cos_N)
+        found += 1
+    assigned_N = None
+    for _ in range(iterations):
+        now_N = cosine(unit_ND, centers_KD[:found]).argmax(dim=1)
+        if assigned_N is not None and torch.equal(now_N, assigned_N):
+            break
+        assigned_N = now_N
+        sums_KD = torch.zeros_like(centers_KD).index_add_(0, assigned_N, unit_ND)
+        centers_KD = torch.where((sums_KD.norm(dim=1) > 1e-6)[:, None], normalize(sums_KD), centers_KD)
+    return centers_KD
+
+
+def _has_direction(vectors_ND: Tensor) -> Tensor:
+    """True for the rows that are finite and not zero."""
+    return vectors_ND.isfinite().all(dim=-1) & (vectors_ND != 0).any(dim=-1)
+
+
+def _check_part(embeddings_ND: Tensor, class_index_N: Tensor, centers: Tensor) -> None:
+    """Raise ValueError unless samples, class indices and centers fit together."""
+    if len(embeddings_ND) != len(class_index_N) or embeddings_ND.shape[-1] != centers.shape[-1]:
+        raise ValueError(
+            f"embeddings {tuple(embeddings_ND.shape)}, class indices {tuple(class_index_N.shape)} and centers {tuple(centers.shape)} "
+            "do not fit: one class index per embedding, one width for embeddings and centers"
+        )
+    if len(class_index_N) and (class_index_N.min() < 0 or class_index_N.max() >= len(centers)):
+        raise ValueError(
+            f"class_index must be in 0..{len(centers) - 1}, got {int(class_index_N.min())}..{int(class_index_N.max())}: "
+            "it is local to one head, so use the table of identities that this head was trained with"
+        )

@@ -1,0 +1,254 @@
+"""Settings: frozen dataclasses, the paper's values as defaults, validated by pydantic before any work is done.
+
+A setting is named by its path, `isolate.max_angle_deg`. `load` merges, later wins: defaults, preset, file, `--set`.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.errors import BadConfig
+from pipeline.resources import data_folder
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
+Rule = Literal["angle", "nondominant", "either", "both", "calibrated"]
+Backbone = Literal["tiny", "iresnet18", "iresnet34", "iresnet50", "iresnet100"]
+
+_STRICT: ConfigDict = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """How a crawl becomes raw shards."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    samples_per_shard: Count = 10_000
+    crop_px: Literal[112] = 112
+    """Side of the stored crop; 112 is the ArcFace template's."""
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
+    """For crops that must be encoded anew; a crawl's own 112 x 112 JPEG is stored byte for byte."""
+    min_side_px: Count = 32
+    """Smaller pictures become rows with status `too_small`."""
+    max_pixels: Count = 40_000_000
+    """Pictures of more pixels are refused before decoding (status `bomb`)."""
+    max_item_bytes: Count = 64 * 2**20
+    identity_key: str = "identity"
+    """Where a sample's `.json` names its identity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Sub-center ArcFace. Defaults: the paper's (section 4.1) and arcface_torch's where the paper is silent."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    backbone: Backbone = "iresnet50"
+    embedding_dim: Annotated[int, Field(ge=8, le=4096)] = 512
+    input_px: Annotated[int, Field(ge=16, le=112, multiple_of=16)] = 112
+    subcenters: Annotated[int, Field(ge=1, le=64)] = 3
+    """K of the first round; later rounds train K = 1 on what was kept."""
+    margin: Literal["arcface", "cosface", "sphereface", "cm1", "cm2", "softmax"] = "arcface"
+    margin_rad: Annotated[float, Field(ge=0, lt=3.14159)] = 0.5
+    """The additive angular margin m, used when `margin` is `arcface`."""
+    scale: Positive = 64.0
+    epochs: Count = 20
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Positive = 0.1
+    schedule: Literal["poly", "step"] = "poly"
+    milestones: tuple[Count, ...] = (8, 14)
+    """Epochs at which the `step` schedule divides the rate by ten."""
+    warmup_epochs: NotNegative = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    grad_clip_norm: Positive = 5.0
+    amp: bool = True
+    """Mixed precision, on a GPU only."""
+    init: str | None = None
+    """Backbone weights to start from: a .safetensors or insightface-layout .pt file."""
+    min_samples: Count = 2
+    """Identities with fewer usable samples are not trained on; they are judged all the same."""
+    checkpoint_steps: Count = 2000
+    """A checkpoint every so many steps, and at the end of every epoch."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
+    """Decoded crops are kept in memory when all fit in this budget; else every epoch streams the shards."""
+    shuffle_buffer: Count = 20_000
+    """Samples held for shuffling while streaming."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """One embedding per sample, averaged with its mirror image."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    batch_size: Count = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsolateConfig:
+    """Who is kept. `max_angle_deg` is the paper's 75; `calibrated` estimates the cut from the crawl itself."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    rule: Rule = "calibrated"
+    max_angle_deg: Degrees = 75.0
+    max_noise_probability: Fraction = 0.5
+    relabel_angle_deg: Degrees = 50.0
+    """A dropped sample this near to another identity's dominant sub-center is proposed for it."""
+    judge_anyway: bool = False
+    """Judge even by a head that did not learn to tell identities apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What goes into `clean/`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    samples_per_shard: Count = 10_000
+    apply_relabels: bool = False
+    """Export samples with verdict `relabel` under the identity proposed for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How the backbones are compared."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of the identities that no round trains on, so that pairs can be drawn from them."""
+    pairs: Annotated[int, Field(ge=20)] = 6000
+    folds: Annotated[int, Field(ge=2, le=100)] = 10
+    bins: tuple[str, ...] = ()
+    """insightface `.bin` verification files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """How much the audit page shows."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    identities: Count = 24
+    faces: Count = 16
+    """Kept and dropped faces shown per identity, each."""
+    inversion_steps: Annotated[int, Field(ge=0)] = 400
+    """Gradient steps of the inversion; 0 leaves it out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    rounds: Annotated[int, Field(ge=1, le=5)] = 2
+    """1 is the paper's purification; each further round retrains with K = 1 on the kept and judges everything again."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes for decoding and copying; 0 is one per core. Changes no result."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`."""
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    isolate: IsolateConfig = field(default_factory=IsolateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+
+
+def load(*, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The merged and validated settings.
+
+    Raises BadConfig: for an unknown preset, file or setting (with the nearest name that exists), and for a value outside its range.
+    """
+    merged: dict[str, Any] = {}
+    if preset is not None:
+        _merge(merged, _read_toml(_preset(preset)))
+    if file is not None:
+        _merge(merged, _read_toml(file))
+    for override in overrides:
+        _merge(merged, _parse_override(override))
+    return validate(merged)
+
+
+def validate(settings: Mapping[str, Any]) -> Config:
+    """The settings of a nested mapping; every unknown name is reported with the nearest that exists."""
+    try:
+        return TypeAdapter(Config).validate_python(dict(settings))
+    except ValidationError as error:
+        raise BadConfig("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Plain nested values of a configuration, for JSON and for fingerprints."""
+    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def setting_names(kind: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every setting by its path."""
+    for item in dataclasses.fields(kind):
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+            yield from setting_names(item.type, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the program."""
+    return sorted(path.stem for path in data_folder("presets").glob("*.toml"))
+
+
+def _preset(name: str) -> Path:
+    if name not in presets():
+        raise BadConfig(f"There is no preset {name!r}. Use one of: {', '.join(presets())}.")
+    return data_folder("presets") / f"{name}.toml"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BadConfig(f"There is no settings file {path}. Check the path given to --config.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise BadConfig(f"{path} is not a TOML file: {error}. See data/presets/ for examples.") from error
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise BadConfig(f"--set takes NAME=VALUE, as in --set isolate.max_angle_deg=70; got {text!r}.")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word: --set isolate.rule=angle
+    for part in reversed(name.strip().split(".")):
+        parsed = {part: parsed}
+    result: dict[str, Any] = parsed
+    return result
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for name, value in new.items():
+        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        near = difflib.get_close_matches(name, list(setting_names()), n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Settings are: {', '.join(setting_names())}."
+        return f"There is no setting {name!r}.{hint}"
+    return f"Setting {name!r}: {detail['msg']}; got {detail['input']!r}."
+
+
+RULES: tuple[str, ...] = get_args(Rule)

@@ -1,0 +1,73 @@
+"""The one map from names to paths in a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RoundLayout:
+    """One round: train + embed + isolate."""
+
+    root: Path
+    number: int
+
+    @property
+    def train(self) -> Path:
+        """backbone.safetensors, head.safetensors (`centers` [C, K, D]), classes.parquet, model.json, metrics.parquet."""
+        return self.root / "train"
+
+    @property
+    def embeddings(self) -> Path:
+        """A Parquet file per raw shard, of the same stem (`tables.EMBEDDINGS`)."""
+        return self.root / "embeddings"
+
+    @property
+    def noise(self) -> Path:
+        """A Parquet file per raw shard, of the same stem (`tables.NOISE`), and `judge.json`: what the judge estimated."""
+        return self.root / "noise"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """A run folder. Every folder in it is complete, proven by its `_receipt.json`, or not there."""
+
+    root: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def raw(self) -> Path:
+        """raw-000000.tar + raw-000000.parquet (`tables.ITEMS`) ..., and identities.parquet (`tables.IDENTITIES`)."""
+        return self.root / "raw"
+
+    @property
+    def identities(self) -> Path:
+        return self.raw / "identities.parquet"
+
+    def round(self, number: int) -> RoundLayout:
+        return RoundLayout(self.root / "rounds" / str(number), number)
+
+    @property
+    def manifest(self) -> Path:
+        """part-000000.parquet ... (`tables.MANIFEST`): one row per crawl item."""
+        return self.root / "manifest"
+
+    @property
+    def clean(self) -> Path:
+        """clean-000000.tar + .parquet ..., dataset.json."""
+        return self.root / "clean"
+
+    @property
+    def evaluation(self) -> Path:
+        """metrics.parquet (`tables.METRICS`) and roc.parquet."""
+        return self.root / "evaluation"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
+
+    @property
+    def audit_page(self) -> Path:
+        return self.audit / "index.html"

@@ -1,0 +1,195 @@
+"""The Arrow schemas: every column with its unit, and the direction of every score, in the field's metadata.
+
+`data/README.md` is generated from these (`python -m pipeline.tables`), and a test holds the two together.
+"""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SchemaMismatch
+
+VERSION = "1"
+
+STATUSES: dict[str, str] = {
+    "ok": "decoded whole and stored as a crop",
+    "duplicate": "the same bytes under the same identity as an earlier item (`duplicate_set` names the set)",
+    "empty": "no bytes",
+    "not_an_image": "the bytes are no JPEG, PNG or WebP",
+    "truncated": "an image that ends early",
+    "undecodable": "an image that is damaged otherwise",
+    "bomb": "more pixels than `ingest.max_pixels`, or a decompression bomb",
+    "too_small": "a side below `ingest.min_side_px`",
+    "too_large": "more bytes than `ingest.max_item_bytes`",
+    "not_aligned": "neither a square crop nor five usable landmarks",
+    "no_identity": "nothing names the identity",
+    "unreadable": "the file could not be read, or is no regular file",
+}
+
+VERDICTS: dict[str, str] = {
+    "keep": "exported under its identity",
+    "drop": "not exported",
+    "relabel": "not this identity; `other_identity` is proposed (exported only with `export.apply_relabels`)",
+    "review": "no sound evidence either way; not exported",
+}
+
+
+def _field(name: str, kind: pa.DataType, about: str, *, unit: str = "", direction: str = "", nullable: bool = True) -> pa.Field:
+    return pa.field(name, kind, nullable, {"about": about, "unit": unit, "direction": direction})
+
+
+def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(fields, metadata={"table": name, "version": VERSION})
+
+
+_SAMPLE_ID = _field("sample_id", pa.string(), "hex hash of identity and bytes: stable across runs and re-crawls; null when unreadable")
+_IDENTITY = _field("identity", pa.string(), "the crawl's claimed name, verbatim, never renumbered", nullable=False)
+_DEGREES = "degrees, 0..180"
+
+_ITEM_FIELDS = [
+    _SAMPLE_ID,
+    _IDENTITY,
+    _field("source_uri", pa.string(), "where the item stands in the crawl; unique", nullable=False),
+    _field("shard", pa.string(), "stem of the raw shard (tar and twin) that holds the item's row", nullable=False),
+    _field("content_sha256", pa.string(), "SHA-256 of the item's bytes as crawled"),
+    _field("width_px", pa.int32(), "width as crawled", unit="pixels"),
+    _field("height_px", pa.int32(), "height as crawled", unit="pixels"),
+    _field("status", pa.string(), "what ingest found: " + ", ".join(STATUSES), nullable=False),
+    _field("status_detail", pa.string(), "the reason in words, for every status but `ok`"),
+    _field("duplicate_set", pa.string(), "shared by items of equal bytes, within an identity and across; null when unique"),
+]
+
+ITEMS = _schema(
+    "items",
+    [
+        *_ITEM_FIELDS,
+        _field("crop_offset", pa.int64(), "where the crop's bytes begin in the raw tar; null when none is stored", unit="bytes"),
+        _field("crop_size", pa.int32(), "length of the crop's bytes", unit="bytes"),
+    ],
+)
+
+IDENTITIES = _schema(
+    "identities",
+    [
+        _IDENTITY,
+        _field("items", pa.int64(), "items that claim this identity", nullable=False),
+        _field("samples", pa.int64(), "of these, with status `ok`", nullable=False),
+        _field("held_out", pa.bool_(), "kept out of training, for evaluation", nullable=False),
+    ],
+)
+
+CLASSES = _schema(
+    "classes",
+    [
+        _field("class_index", pa.int32(), "row in this round's head", nullable=False),
+        _IDENTITY,
+        _field("samples", pa.int64(), "samples trained on", nullable=False),
+    ],
+)
+
+METRICS_OF_TRAINING = _schema(
+    "training",
+    [
+        _field("step", pa.int64(), "optimiser step, from 1"),
+        _field("epoch", pa.int32(), "from 0"),
+        _field("loss", pa.float32(), "mean cross-entropy of the batch", unit="nats", direction="lower is better"),
+        _field("learning_rate", pa.float32(), "of this step"),
+        _field("grad_norm", pa.float32(), "L2 norm of the backbone's gradient before clipping"),
+    ],
+)
+
+EMBEDDING_FIELDS = [
+    _SAMPLE_ID,
+    _IDENTITY,
+    _field("source_uri", pa.string(), "as in the items table", nullable=False),
+    _field("quality", pa.float32(), "norm of the feature, before normalisation", direction="higher is better"),
+]
+
+
+def embeddings(dim: int) -> pa.Schema:
+    """Schema of embeddings of `dim` numbers."""
+    vector = _field("embedding", pa.list_(pa.float32(), dim), "unit vector: feature plus that of the mirror image, normalised", nullable=False)
+    return _schema("embeddings", [*EMBEDDING_FIELDS, vector])
+
+
+_EVIDENCE = [
+    _field("nearest_subcenter", pa.int16(), "sub-center nearest to the sample"),
+    _field("dominant_subcenter", pa.int16(), "sub-center that most samples of the identity are nearest to; ties to the lowest"),
+    _field("nearest_angle_deg", pa.float32(), "angle to the nearest sub-center", unit=_DEGREES, direction="lower is better"),
+    _field("angle_deg", pa.float32(), "angle to the dominant sub-center", unit=_DEGREES, direction="lower is better"),
+    _field("other_identity", pa.string(), "identity whose dominant sub-center is the nearest, the sample's own apart"),
+    _field("other_angle_deg", pa.float32(), "angle to that one", unit=_DEGREES, direction="higher is better"),
+    _field("noise_probability", pa.float32(), "estimated probability that the claimed identity is wrong", unit="0..1", direction="higher is worse"),
+    _field("quality", pa.float32(), "norm of the feature, before normalisation", direction="higher is better"),
+]
+
+NOISE = _schema(
+    "noise",
+    [
+        _SAMPLE_ID,
+        _IDENTITY,
+        _field("source_uri", pa.string(), "as in the items table", nullable=False),
+        *_EVIDENCE,
+        _field("subcenter_angles_deg", pa.list_(pa.float32()), "angle to every sub-center of the identity; 90 to an empty one", unit=_DEGREES),
+        _field("verdict", pa.string(), "keep, drop, relabel or review", nullable=False),
+        _field("reason", pa.string(), "why", nullable=False),
+    ],
+)
+
+MANIFEST = _schema(
+    "manifest",
+    [
+        *_ITEM_FIELDS,
+        *_EVIDENCE,
+        _field("verdict", pa.string(), "; ".join(f"{name}: {about}" for name, about in VERDICTS.items()), nullable=False),
+        _field("reason", pa.string(), "why: the rule's finding, or the status of an item that could not be judged", nullable=False),
+        _field("round", pa.int16(), "round that judged; null when no round could"),
+        _field("decided_by", pa.string(), "`rule:<name>`, `ingest`, or a person", nullable=False),
+        _field("clean_identity", pa.string(), "identity in the clean dataset; null when not exported"),
+        _field("clean_shard", pa.string(), "stem of the clean shard that holds it; null when not exported"),
+    ],
+)
+
+CLEAN = _schema(
+    "clean",
+    [
+        _field("sample_id", pa.string(), "key of the sample in the tar", nullable=False),
+        _field("identity", pa.string(), "identity to train on", nullable=False),
+        _field("crawled_identity", pa.string(), "as crawled; differs where a relabel was applied", nullable=False),
+        _field("angle_deg", pa.float32(), "angle to the dominant sub-center", unit=_DEGREES, direction="lower is better"),
+        _field("noise_probability", pa.float32(), "as in the manifest", unit="0..1", direction="higher is worse"),
+        _field("quality", pa.float32(), "norm of the feature", direction="higher is better"),
+    ],
+)
+
+METRICS = _schema(
+    "metrics",
+    [
+        _field("backbone", pa.string(), "`round-1` (trained on the noisy crawl), `round-2` (on what was kept) ...", nullable=False),
+        _field("dataset", pa.string(), "`held-out` identities of the crawl, or the stem of a `.bin` file", nullable=False),
+        _field("metric", pa.string(), "`accuracy` (k-fold), `auroc`, `tar@far=0.001` ...", nullable=False),
+        _field("value", pa.float64(), "0..1; null when the pairs are too few to say", direction="higher is better"),
+        _field("low", pa.float64(), "lower end: 95 % interval, or one standard deviation of the folds"),
+        _field("high", pa.float64(), "upper end, likewise"),
+        _field("pairs", pa.int64(), "pairs compared", nullable=False),
+    ],
+)
+
+ROC = _schema(
+    "roc",
+    [
+        _field("backbone", pa.string(), "as in metrics", nullable=False),
+        _field("dataset", pa.string(), "as in metrics", nullable=False),
+        _field("far", pa.float64(), "false accept rate", nullable=False),
+        _field("tar", pa.float64(), "true accept rate", nullable=False),
+    ],
+)
+
+
+def check(path: object, schema: pa.Schema) -> None:
+    """Raise SchemaMismatch unless the Parquet file has the columns and types of `schema` and its version."""
+    found = pq.read_schema(path)
+    version = (found.metadata or {}).get(b"version", b"none").decode()
+    if version != VERSION:
+        raise SchemaMismatch(f"{path} has schema version {version}, this program reads {VERSION}. Purify the crawl into a new run folder.")
+    if not found.equals(schema):
+        raise SchemaMismatch(f"{path} is no {schema.metadata[b'table'].decode()} table of this version. Purify the crawl into a new run folder.")

@@ -73,7 +73,6 @@ IDENTITIES = _schema(
         _IDENTITY,
         _field("items", pa.int64(), "items that claim this identity", nullable=False),
         _field("samples", pa.int64(), "of these, with status `ok`", nullable=False),
-        _field("held_out", pa.bool_(), "kept out of training, for evaluation", nullable=False),
     ],
 )
 

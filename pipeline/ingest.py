@@ -1,0 +1,222 @@
+"""A crawl into `raw/`: shards of aligned crops, with a row for every item, hostile ones included.
+
+Plan (list the crawl) / part (one slice, one worker, one shard) / seal (duplicates over all shards, by DuckDB, which spills).
+"""
+
+import functools
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from arcface_core.alignment import similarity_transform
+from pipeline import shards, tables
+from pipeline.config import Config, IngestConfig, as_dict
+from pipeline.errors import BadCrawl
+from pipeline.fanout import fan_out
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
+from pipeline.sources import SOURCES, Item
+
+VERSION = 1
+_PLAN = ".plan"
+
+
+def ingest(crawl: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
+    """Receipt of `out`, the raw shards of `crawl`.
+
+    Raises BadCrawl: when the crawl is not there, is empty, or has fewer than two identities with a usable sample.
+    """
+    source = recognise(crawl)
+    planning = out.parent / ".planning"
+    planning.mkdir(parents=True, exist_ok=True)
+    listing = SOURCES[source].list_slices(crawl, planning, config.ingest)
+    if listing.items == 0:
+        raise BadCrawl(f"{crawl} is empty. A crawl is a folder per identity, or WebDataset tars.")
+    mark = fingerprint("ingest", VERSION, as_dict(config.ingest), crawl=listing.digest)
+
+    def work(folder: Path) -> Counts:
+        require_space(folder, listing.total_bytes // 2)
+        todo = [
+            _Slice(crawl, planning, source, number, folder, config.ingest)
+            for number in range(listing.slices)
+            if not (folder / f"raw-{number:06d}.parquet").exists()
+        ]
+        fan_out(ingest_slice, todo, workers=config.workers, progress=progress)
+        return _seal(folder, crawl)
+
+    receipt = run_stage(out, stage="ingest", mark=mark, work=work)
+    for leftover in planning.iterdir():
+        if leftover.is_file():
+            leftover.unlink()
+    return receipt
+
+
+def recognise(crawl: Path) -> str:
+    """Name of the source that reads this crawl."""
+    if not crawl.exists():
+        raise BadCrawl(f"There is no crawl at {crawl}. Check the path; `purify demo` makes one to try.")
+    for name, source in SOURCES.items():
+        if source.recognises(crawl):
+            return name
+    raise BadCrawl(f"{crawl} is neither a folder per identity nor WebDataset tars.")
+
+
+@dataclass(frozen=True)
+class _Slice:
+    crawl: Path
+    plan: Path
+    source: str
+    number: int
+    folder: Path
+    config: IngestConfig
+
+
+def ingest_slice(part: _Slice) -> int:
+    """Write one raw shard and its twin; returns its number of items."""
+    stem = f"raw-{part.number:06d}"
+    tar = part.folder / f"{stem}.tar"
+    rows: list[dict[str, Any]] = []
+    stored: dict[str, tuple[int, int]] = {}
+    with atomic(tar) as temporary, shards.ShardWriter(temporary) as shard:
+        for item in SOURCES[part.source].read_slice(part.crawl, part.plan, part.number, part.config):
+            row, crop = examine(item, part.config)
+            row["shard"] = stem
+            if crop is not None and row["sample_id"] not in stored:
+                facts = shards.json_bytes({"identity": item.identity, "source_uri": item.source_uri})
+                offset = shard.add(row["sample_id"], {"jpg": crop, "json": facts})["jpg"]
+                stored[row["sample_id"]] = offset, len(crop)
+                row["crop_offset"], row["crop_size"] = offset, len(crop)
+            rows.append(row)
+        samples = shard.samples
+    facts_of_tar = shards.sidecar(tar, samples)
+    shards.write_twin(tar.with_suffix(".parquet"), shards.table_of(rows, tables.ITEMS), facts_of_tar)
+    return len(rows)
+
+
+def examine(item: Item, config: IngestConfig) -> tuple[dict[str, Any], bytes | None]:
+    """The item's row and, when its status is `ok`, the JPEG bytes of its 112 x 112 crop."""
+    import hashlib
+
+    row: dict[str, Any] = {"identity": item.identity, "source_uri": item.source_uri}
+    if item.content:
+        row["content_sha256"] = hashlib.sha256(item.content).hexdigest()
+        row["sample_id"] = shards.sample_id(item.identity, item.content)
+    if item.problem is not None:
+        row["status"], row["status_detail"] = item.problem
+        return row, None
+    if not item.content:
+        return row | {"status": "empty", "status_detail": "no bytes"}, None
+    status, detail, size, crop = _decode(item, config)
+    row |= {"status": status, "status_detail": detail}
+    if size is not None:
+        row["width_px"], row["height_px"] = size
+    return row, crop
+
+
+def _decode(item: Item, config: IngestConfig) -> tuple[str, str | None, tuple[int, int] | None, bytes | None]:
+    size = None
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(item.content), formats=["JPEG", "PNG", "WEBP"]) as image:
+            warnings.simplefilter("error")
+            size = image.size
+            if size[0] * size[1] > config.max_pixels:
+                return "bomb", f"{size[0]} x {size[1]} pixels, {config.max_pixels} allowed", size, None
+            if min(size) < config.min_side_px:
+                return "too_small", f"{size[0]} x {size[1]} pixels, {config.min_side_px} wanted", size, None
+            image.load()  # only a full load notices a file that ends early
+            crop, problem = _crop(image, item, config)
+            return ("ok", None, size, crop) if problem is None else ("not_aligned", problem, size, None)
+    except UnidentifiedImageError:
+        return "not_an_image", "no JPEG, PNG or WebP", None, None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return "bomb", str(error), size, None
+    except Exception as error:  # noqa: BLE001 - foreign decoders raise anything; each failure is a row
+        truncated = "truncated" in str(error) or "incomplete" in str(error)
+        return "truncated" if truncated else "undecodable", f"{type(error).__name__}: {error}"[:300], size, None
+
+
+def _crop(image: Image.Image, item: Item, config: IngestConfig) -> tuple[bytes | None, str | None]:
+    side = config.crop_px
+    if item.landmarks is not None:
+        try:
+            points = np.asarray(item.landmarks, dtype=np.float64).reshape(5, 2)
+            matrix = similarity_transform(points, size_px=side)
+        except (ValueError, TypeError) as error:
+            return None, f"landmarks: {error}"
+        pixels = cv2.warpAffine(np.asarray(image.convert("RGB")), matrix, (side, side), flags=cv2.INTER_AREA, borderValue=0)
+        return _encode(Image.fromarray(pixels), config), None
+    if image.width != image.height:
+        return None, f"{image.width} x {image.height} is no aligned crop, and no five landmarks stand beside it"
+    plain = image.format == "JPEG" and image.mode in {"RGB", "L"} and image.width == side and not image.getexif()
+    if plain:
+        return item.content, None
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    return _encode(upright if upright.width == side else upright.resize((side, side), Image.Resampling.LANCZOS), config), None
+
+
+def _encode(image: Image.Image, config: IngestConfig) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=config.jpeg_quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _seal(folder: Path, crawl: Path) -> Counts:
+    """Mark duplicates over all shards, write identities.parquet, and count."""
+    with duckdb.connect() as db:
+        db.execute("SET temp_directory = ?", [str(folder / ".spill")])
+        # union_by_name: a twin rewritten with marks has the same columns, but let nothing vanish if one had not.
+        db.execute("CREATE VIEW items AS FROM read_parquet('" + str(folder).replace("'", "''") + "/raw-*.parquet', union_by_name = true)")
+        db.execute(
+            """
+            CREATE TABLE marks AS
+            SELECT shard, source_uri, left(content_sha256, 16) AS duplicate_set,
+                   row_number() OVER (PARTITION BY content_sha256, identity ORDER BY crop_offset IS NULL, shard, crop_offset, source_uri) > 1
+                   AS is_repeat
+            FROM items WHERE status IN ('ok', 'duplicate')
+            QUALIFY count(*) OVER (PARTITION BY content_sha256) > 1
+            """
+        )
+        for (stem,) in db.execute("SELECT DISTINCT shard FROM marks ORDER BY shard").fetchall():
+            marks = db.execute("SELECT source_uri, duplicate_set, is_repeat FROM marks WHERE shard = ?", [stem]).fetchall()
+            _mark(folder / f"{stem}.parquet", {uri: (name, repeat) for uri, name, repeat in marks})
+        with atomic(folder / "identities.parquet") as temporary:
+            counted = db.execute(
+                "SELECT identity, count(*) AS items, count(*) FILTER (status = 'ok') AS samples FROM items GROUP BY identity ORDER BY identity"
+            ).to_arrow_table()
+            pq.write_table(counted.cast(tables.IDENTITIES), temporary)
+        by_status = dict(db.execute("SELECT status, count(*) FROM items GROUP BY status ORDER BY count(*) DESC, status").fetchall())
+        usable = db.execute("SELECT count(*) FROM read_parquet(?) WHERE samples > 0", [str(folder / "identities.parquet")]).fetchone()
+    if usable is None or usable[0] < 2:
+        kinds = ", ".join(f"{count} {status}" for status, count in by_status.items())
+        raise BadCrawl(
+            f"{crawl} has {usable[0] if usable else 0} identities with a usable sample, and a head needs two to tell apart. "
+            f"Items by status: {kinds}. A crawl is a folder per identity, or WebDataset tars with an identity in .json, .cls or .txt."
+        )
+    return {"items": sum(by_status.values()), "identities": usable[0], "shards": len(shards.shard_stems(folder)), **by_status}
+
+
+def _mark(twin: Path, marks: dict[str, tuple[str, bool]]) -> None:
+    table = pq.read_table(twin)
+    uris = table["source_uri"].to_pylist()
+    repeats = [uri in marks and marks[uri][1] for uri in uris]
+    sets = [marks[uri][0] if uri in marks else None for uri in uris]
+    keep = functools.partial(_replaced, table)
+    status = [("duplicate" if repeat else old) for repeat, old in zip(repeats, keep("status"), strict=True)]
+    detail = [("same bytes and identity as an earlier item" if repeat else old) for repeat, old in zip(repeats, keep("status_detail"), strict=True)]
+    for name, values in (("status", status), ("status_detail", detail), ("duplicate_set", sets)):
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, tables.ITEMS.field(name), pa.array(values, tables.ITEMS.field(name).type))
+    shards.write_twin(twin, table, shards.read_facts(twin))
+
+
+def _replaced(table: pa.Table, name: str) -> list[Any]:
+    values: list[Any] = table[name].to_pylist()
+    return values

@@ -1,0 +1,231 @@
+"""All that we know of WebDataset: keys, deterministic tars, sidecars, reading safely.
+
+A shard is a tar and its Parquet twin of the same stem. The twin has a row for every item, and its file metadata is the sidecar:
+`num_samples`, `tar_bytes`, `tar_sha256`. Crops are read at the offsets in the twin, so a damaged tar header hides nothing.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+from numpy.typing import NDArray
+
+from pipeline import tables
+from pipeline.errors import BadShard
+from pipeline.receipts import atomic
+
+_BLOCK = 512
+_KEY = re.compile(r"[0-9a-f]{8,64}")
+
+Image = NDArray[np.uint8]
+
+
+def sample_id(identity: str, content: bytes) -> str:
+    """32 hex digits of identity and bytes: no dot, at which WebDataset would cut, no slash, and the same in every re-crawl."""
+    name = identity.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(len(name).to_bytes(4, "big") + name + content).hexdigest()[:32]
+
+
+class ShardWriter:
+    """Writes samples of hex keys into a tar that depends on nothing but them: no times, no owners.
+
+    Usage: `with ShardWriter(path) as shard: offset = shard.add(key, {"jpg": ..., "json": ...})["jpg"]`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed in __exit__
+        self._path = path
+        self.samples = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tar.close()
+        self._file.close()
+
+    def add(self, key: str, members: dict[str, bytes]) -> dict[str, int]:
+        """Append one sample; returns the offset of each member's bytes in the tar."""
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"A shard key is 8 to 64 hex digits, got {key!r}.")
+        offsets = {}
+        for extension, content in members.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size = len(content)
+            offsets[extension] = int(self._tar.offset) + _BLOCK
+            self._tar.addfile(info, io.BytesIO(content))
+        self.samples += 1
+        return offsets
+
+
+def sidecar(tar: Path, num_samples: int) -> dict[str, str]:
+    """The facts that prove a tar whole, for the twin's file metadata."""
+    return {"num_samples": str(num_samples), "tar_bytes": str(tar.stat().st_size), "tar_sha256": file_sha256(tar)}
+
+
+def write_twin(path: Path, table: pa.Table, facts: dict[str, str]) -> None:
+    """Write a twin, whole or not at all, with the sidecar `facts` in its metadata."""
+    metadata = {**(table.schema.metadata or {}), **{key.encode(): value.encode() for key, value in facts.items()}}
+    with atomic(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def read_facts(twin: Path) -> dict[str, str]:
+    """The sidecar facts of a twin."""
+    try:
+        metadata = pq.read_schema(twin).metadata or {}
+        return {key: metadata[key.encode()].decode() for key in ("num_samples", "tar_bytes", "tar_sha256")}
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise BadShard(f"{twin} cannot be read ({error}). Remove its folder and run again: it will be made anew.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shard_stems(folder: Path, prefix: str = "raw") -> list[str]:
+    """Stems of the shards of a folder, in order."""
+    return sorted(path.stem for path in folder.glob(f"{prefix}-*.parquet"))
+
+
+def check_shard(tar: Path, *, deep: bool = False) -> dict[str, str]:
+    """The sidecar of a tar that matches it, by length and, with `deep`, by SHA-256. Raises BadShard when it does not."""
+    facts = read_facts(tar.with_suffix(".parquet"))
+    advice = f"Remove {tar.parent} and run again: it will be made anew."
+    try:
+        size = tar.stat().st_size
+    except OSError as error:
+        raise BadShard(f"{tar} is gone, though its twin is there. {advice}") from error
+    if size != int(facts["tar_bytes"]):
+        raise BadShard(f"{tar} has {size} bytes, its sidecar says {facts['tar_bytes']}. {advice}")
+    if deep and file_sha256(tar) != facts["tar_sha256"]:
+        raise BadShard(f"{tar} differs from the SHA-256 in its sidecar. {advice}")
+    return facts
+
+
+class CropReader:
+    """Bytes of crops, read at their offsets; safe to call from several threads."""
+
+    def __init__(self, tar: Path) -> None:
+        check_shard(tar)
+        self._path = tar
+        self._fd = os.open(tar, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        content = os.pread(self._fd, size, offset)
+        if len(content) != size:
+            raise BadShard(f"{self._path} ends before byte {offset + size}. Remove {self._path.parent} and run again.")
+        return content
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def decode_crop(content: bytes, size_px: int) -> Image:
+    """RGB pixels [size, size, 3] of a stored crop. Ingest has proven it whole, so the fast decoder serves."""
+    pixels: Image = simplejpeg.decode_jpeg(content, colorspace="RGB")
+    if pixels.shape[0] != size_px:
+        import cv2
+
+        pixels = cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    return pixels
+
+
+@dataclass(frozen=True)
+class TarItem:
+    """One image of a crawl's tar, with what stands beside it."""
+
+    name: str
+    content: bytes | None
+    """None when larger than allowed."""
+    beside: dict[str, bytes]
+    """Members of the same key by lower-case extension: json, cls, txt."""
+
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+_SMALL_TEXT = 1 << 20
+
+
+def read_tar(path: Path, *, max_item_bytes: int) -> Iterator[TarItem | str]:
+    """Items of a foreign tar, in order; a `str` names damage, after which nothing more can be read.
+
+    Only regular members are looked at, nothing is extracted, unpickled or followed. Members of one key belong together while adjacent.
+    """
+    group: list[tuple[str, str, bytes | None]] = []
+    previous = ""
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # tarfile keeps every header otherwise: 10^6 members would fill the memory
+                if not member.isreg():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                key, extension = f"{folder}/{stem}", extension.lower()
+                if key != previous:
+                    yield from _items(group)
+                    group, previous = [], key
+                limit = max_item_bytes if extension in IMAGE_EXTENSIONS else _SMALL_TEXT
+                reader = tar.extractfile(member) if member.size <= limit else None
+                content = reader.read() if reader else None
+                if content is not None and len(content) != member.size:
+                    yield from _items(group)
+                    yield f"{path.name} ends inside member {member.name!r}; the rest is lost"
+                    return
+                group.append((member.name, extension, content))
+            yield from _items(group)
+            if not _only_zeros(file, int(tar.offset)):
+                yield f"{path.name} has a damaged header at byte {int(tar.offset)}; the rest cannot be read"
+    except (tarfile.TarError, EOFError, OSError) as error:
+        yield from _items(group)
+        yield f"{path.name} cannot be read to its end: {error}"
+
+
+def _items(group: list[tuple[str, str, bytes | None]]) -> Iterator[TarItem]:
+    beside = {extension: content for _, extension, content in group if extension in {"json", "cls", "txt"} and content is not None}
+    for name, extension, content in group:
+        if extension in IMAGE_EXTENSIONS:
+            yield TarItem(name, content, beside)
+
+
+def _only_zeros(file: Any, start: int) -> bool:
+    file.seek(max(0, start - _BLOCK))
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            return False
+    return True
+
+
+def json_bytes(value: Any) -> bytes:
+    """Compact JSON, of the same bytes for the same value."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """An Arrow table of rows given as mappings; a missing key is null."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def check_twin(path: Path) -> None:
+    """Raise SchemaMismatch unless the twin is an items table of this version."""
+    tables.check(path, tables.ITEMS)

@@ -1,0 +1,87 @@
+"""One embedding for every stored crop, averaged with its mirror image, raw shard by raw shard."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from arcface_core.angles import normalize
+from arcface_core.training import to_input
+from pipeline import shards, tables
+from pipeline.config import Config
+from pipeline.models import load_backbone, pick_device
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, read, run_stage
+from pipeline.train import _mark
+
+VERSION = 1
+
+
+def embed(raw: Path, train: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
+    """Receipt of `out`: a Parquet file of embeddings per raw shard. Finished shards are not embedded again after a kill."""
+    mark = fingerprint("embed", VERSION, {}, raw=_mark(raw), train=_mark(train))
+
+    def work(folder: Path) -> Counts:
+        device = pick_device(config.device)
+        backbone, facts = load_backbone(train, device)
+        stems = shards.shard_stems(raw)
+        total = int((receipt.counts.get("ok") if (receipt := read(raw)) else 0) or 0)
+        samples = 0
+        for stem in stems:
+            done = folder / f"{stem}.parquet"
+            if not done.exists():
+                _embed_shard(raw / stem, done, backbone, facts["input_px"], device, config.embed.batch_size)
+            samples += int(pq.read_metadata(done).num_rows)
+            if progress:
+                progress(samples, total)
+        return {"samples": samples, "shards": len(stems)}
+
+    return run_stage(out, stage="embed", mark=mark, work=work)
+
+
+def _embed_shard(stem: Path, out: Path, backbone: nn.Module, input_px: int, device: torch.device, batch_size: int) -> None:
+    twin = pq.read_table(stem.with_suffix(".parquet"), filters=[("status", "=", "ok")]).sort_by("crop_offset")
+    offsets, sizes = twin["crop_offset"].to_pylist(), twin["crop_size"].to_pylist()
+    features = []
+    with shards.CropReader(stem.with_suffix(".tar")) as reader:
+        for start in range(0, len(offsets), batch_size):
+            contents = [reader.read(offset, size) for offset, size in zip(offsets[start : start + batch_size], sizes[start : start + batch_size], strict=True)]
+            features.append(features_of(contents, backbone, input_px, device))
+    feature_ND = np.concatenate(features) if features else np.zeros((0, dim_of(backbone, input_px, device)), np.float32)
+    unit_ND = normalize(torch.from_numpy(feature_ND)).numpy()
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(unit_ND.reshape(-1)), unit_ND.shape[1])
+    schema = tables.embeddings(unit_ND.shape[1])
+    quality = pa.array(np.linalg.norm(feature_ND, axis=1).astype(np.float32))
+    table = pa.Table.from_arrays([twin["sample_id"], twin["identity"], twin["source_uri"], quality, vectors], schema=schema)
+    with atomic(out) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+@torch.no_grad()
+def features_of(contents: Sequence[bytes], backbone: nn.Module, input_px: int, device: torch.device) -> NDArray[np.float32]:
+    """Features [N, D] of stored crops: the mean of the backbone's output on the image and on its mirror image, not normalised."""
+    with ThreadPoolExecutor(4) as pool:
+        pixels = np.stack(list(pool.map(lambda content: shards.decode_crop(content, input_px), contents)))
+    images = to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), device).contiguous(memory_format=torch.channels_last)
+    both = (backbone(images).float() + backbone(images.flip(-1)).float()) / 2
+    return both.cpu().numpy()
+
+
+def dim_of(backbone: nn.Module, input_px: int, device: torch.device) -> int:
+    """Embedding dimension of a backbone."""
+    with torch.no_grad():
+        return int(backbone(torch.zeros(1, 3, input_px, input_px, device=device)).shape[1])
+
+
+def read_embeddings(path: Path) -> tuple[list[str], list[str], NDArray[np.float32], NDArray[np.float32]]:
+    """(source_uri, identity, quality [N], unit embeddings [N, D]) of one shard."""
+    table = pq.read_table(path)
+    vectors = table["embedding"].combine_chunks()
+    dim = vectors.type.list_size
+    flat = vectors.flatten().to_numpy(zero_copy_only=False) if table.num_rows else np.zeros(0, np.float32)
+    return table["source_uri"].to_pylist(), table["identity"].to_pylist(), table["quality"].to_numpy(), flat.reshape(-1, dim)

@@ -1,0 +1,1 @@
+"""Isolating noise: dominant sub-centers, rivals, calibrated probabilities, and the rules that give verdicts."""

@@ -1,0 +1,198 @@
+"""The manifest, a row for every crawl item, and `clean/`: the kept samples as shards that bare WebDataset reads.
+
+A sample's place in `clean/` is its rank among the exported ones in manifest order, so shards are even and every part can be written alone.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import shards, tables
+from pipeline.config import Config, as_dict
+from pipeline.errors import PurifyError
+from pipeline.fanout import fan_out
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, run_stage, write_json
+from pipeline.train import _mark
+
+VERSION = 1
+
+
+def write_manifest(raw: Path, noise: Path, number: int, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
+    """Receipt of `out`, the manifest judged by round `number`. Raises PurifyError if a single crawl item has no row, or two."""
+    settings = as_dict(config.export) | {"rule": config.isolate.rule, "round": number}
+    mark = fingerprint("manifest", VERSION, settings, raw=_mark(raw), noise=_mark(noise))
+
+    def work(folder: Path) -> Counts:
+        rank = 0
+        stems = shards.shard_stems(raw)
+        verdicts: dict[str, int] = dict.fromkeys(tables.VERDICTS, 0)
+        for position, stem in enumerate(stems):
+            part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config)
+            rank += part.num_rows - part["clean_shard"].null_count
+            for name in part["verdict"].to_pylist():
+                verdicts[name] += 1
+            with atomic(folder / f"part-{stem.removeprefix('raw-')}.parquet") as temporary:
+                pq.write_table(part, temporary, compression="zstd")
+            if progress:
+                progress(position + 1, len(stems))
+        items = _count_items(raw)
+        if sum(verdicts.values()) != items:
+            raise PurifyError(f"{items} items were ingested and {sum(verdicts.values())} are in the manifest. This is our defect: please report it.")
+        return {"items": items, **verdicts, "exported": rank}
+
+    return run_stage(out, stage="manifest", mark=mark, work=work)
+
+
+def _count_items(raw: Path) -> int:
+    return sum(int(pq.read_metadata(raw / f"{stem}.parquet").num_rows) for stem in shards.shard_stems(raw))
+
+
+_EXPORTED = "(verdict = 'keep' OR (verdict = 'relabel' AND $apply_relabels))"
+
+
+def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config: Config) -> pa.Table:
+    columns = ", ".join(_SPECIAL.get(name, name) for name in tables.MANIFEST.names)
+    given = {
+        "twin": str(twin),
+        "noise": str(noise),
+        "round": number,
+        "decided_by": f"rule:{config.isolate.rule}",
+        "first": first_rank,
+        "per_shard": config.export.samples_per_shard,
+        "apply_relabels": config.export.apply_relabels,
+    }
+    with duckdb.connect() as db:
+        table = db.execute(
+            f"""
+            WITH judged AS (
+                SELECT i.*, n.* EXCLUDE (sample_id, identity, source_uri, verdict, reason),
+                       coalesce(n.verdict, 'drop') AS verdict, coalesce(n.reason, i.status) AS reason,
+                       n.verdict IS NOT NULL AS is_judged, i.file_row_number AS place
+                FROM read_parquet($twin, file_row_number = true) i LEFT JOIN read_parquet($noise) n ON n.source_uri = i.source_uri),
+            ranked AS (
+                SELECT *, {_EXPORTED} AS is_exported,
+                       $first + count(*) FILTER (WHERE {_EXPORTED}) OVER (ORDER BY place ROWS UNBOUNDED PRECEDING) - 1 AS rank
+                FROM judged)
+            SELECT {columns} FROM ranked ORDER BY place
+            """,
+            given,
+        ).to_arrow_table()
+    return table.cast(tables.MANIFEST)
+
+
+_SPECIAL = {
+    "round": "CASE WHEN is_judged THEN $round END AS round",
+    "decided_by": "CASE WHEN is_judged THEN $decided_by ELSE 'ingest' END AS decided_by",
+    "clean_identity": "CASE WHEN is_exported THEN CASE verdict WHEN 'relabel' THEN other_identity ELSE identity END END AS clean_identity",
+    "clean_shard": "CASE WHEN is_exported THEN printf('clean-%06d', rank // $per_shard) END AS clean_shard",
+}
+
+
+@dataclass(frozen=True)
+class _CleanPart:
+    stem: str
+    parts: tuple[str, ...]
+    """Manifest parts that hold the shard's samples."""
+    raw: Path
+    manifest: Path
+    folder: Path
+
+
+def export_clean(raw: Path, manifest: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
+    """Receipt of `out`: clean shards, their twins, identities.parquet (class indices) and dataset.json (counts, SHA-256 per shard)."""
+    mark = fingerprint("clean", VERSION, {}, manifest=_mark(manifest), raw=_mark(raw))
+
+    def work(folder: Path) -> Counts:
+        with duckdb.connect() as db:
+            source = str(manifest / "part-*.parquet")
+            with atomic(folder / "identities.parquet") as temporary:
+                classes = db.execute(
+                    """SELECT (row_number() OVER (ORDER BY clean_identity) - 1)::INT AS class_index, clean_identity AS identity, samples FROM (
+                       SELECT clean_identity, count(*) AS samples FROM read_parquet($source) WHERE clean_identity IS NOT NULL GROUP BY ALL)
+                       ORDER BY class_index""",
+                    {"source": source},
+                ).to_arrow_table()
+                pq.write_table(classes.cast(tables.CLASSES), temporary)
+            plan = db.execute(
+                """SELECT clean_shard, list(DISTINCT filename ORDER BY filename) FROM read_parquet($source, filename = true)
+                   WHERE clean_shard IS NOT NULL GROUP BY clean_shard ORDER BY clean_shard""",
+                {"source": source},
+            ).fetchall()
+        todo = [_CleanPart(stem, tuple(parts), raw, manifest, folder) for stem, parts in plan if not (folder / f"{stem}.parquet").exists()]
+        fan_out(export_shard, todo, workers=config.workers, progress=progress)
+        facts = {stem: shards.read_facts(folder / f"{stem}.parquet") for stem, _ in plan}
+        samples = sum(int(fact["num_samples"]) for fact in facts.values())
+        write_json(folder / "dataset.json", _dataset(facts, classes.num_rows, samples))
+        return {"samples": samples, "identities": classes.num_rows, "shards": len(plan)}
+
+    return run_stage(out, stage="clean", mark=mark, work=work)
+
+
+def _dataset(facts: dict[str, dict[str, str]], identities: int, samples: int) -> dict[str, Any]:
+    return {
+        "format": "webdataset",
+        "version": tables.VERSION,
+        "image": "112 x 112 JPEG",
+        "samples": samples,
+        "identities": identities,
+        "members": {"jpg": "the crop", "cls": "class_index of identities.parquet", "json": "identity, crawled_identity, sample_id"},
+        "shards": [
+            {"name": f"{stem}.tar", "samples": int(fact["num_samples"]), "bytes": int(fact["tar_bytes"]), "sha256": fact["tar_sha256"]}
+            for stem, fact in facts.items()
+        ],
+    }
+
+
+def export_shard(part: _CleanPart) -> int:
+    """Write one clean shard and its twin; returns its number of samples."""
+    with duckdb.connect() as db:
+        rows = db.execute(
+            """SELECT m.sample_id, m.clean_identity, m.identity, m.angle_deg, m.noise_probability, m.quality, m.shard, i.crop_offset, i.crop_size,
+                      c.class_index
+               FROM read_parquet($parts, filename = true, file_row_number = true) m
+               JOIN read_parquet($twins) i ON i.source_uri = m.source_uri
+               JOIN read_parquet($classes) c ON c.identity = m.clean_identity
+               WHERE m.clean_shard = $stem ORDER BY m.filename, m.file_row_number""",
+            {
+                "parts": list(part.parts),
+                "twins": [str(part.raw / f"raw-{Path(name).stem.removeprefix('part-')}.parquet") for name in part.parts],
+                "classes": str(part.folder / "identities.parquet"),
+                "stem": part.stem,
+            },
+        ).fetchall()
+    tar = part.folder / f"{part.stem}.tar"
+    twin: list[dict[str, Any]] = []
+    readers: dict[str, shards.CropReader] = {}
+    try:
+        with atomic(tar) as temporary, shards.ShardWriter(temporary) as writer:
+            for key, identity, crawled, angle, noise, quality, shard, offset, size, class_index in rows:
+                if shard not in readers:
+                    readers[shard] = shards.CropReader(part.raw / f"{shard}.tar")
+                facts = shards.json_bytes({"identity": identity, "crawled_identity": crawled, "sample_id": key})
+                writer.add(key, {"jpg": readers[shard].read(offset, size), "cls": str(class_index).encode(), "json": facts})
+                twin.append(
+                    {
+                        "sample_id": key,
+                        "identity": identity,
+                        "crawled_identity": crawled,
+                        "angle_deg": angle,
+                        "noise_probability": noise,
+                        "quality": quality,
+                    }
+                )
+    finally:
+        for reader in readers.values():
+            reader.close()
+    shards.write_twin(tar.with_suffix(".parquet"), shards.table_of(twin, tables.CLEAN), shards.sidecar(tar, len(twin)))
+    return len(twin)
+
+
+def read_dataset(clean: Path) -> dict[str, Any]:
+    """dataset.json of a clean folder."""
+    facts: dict[str, Any] = json.loads((clean / "dataset.json").read_text("utf-8"))
+    return facts

@@ -1,0 +1,181 @@
+"""Views and saved queries over a run: planted answers, and SQL that must not touch a file."""
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import tables
+from pipeline.errors import BadInput, SchemaMismatch
+from pipeline.layout import RunLayout
+from pipeline.report import open_run, query, report, saved_queries
+from tests.pipeline.fake_run import Planted, write_run
+
+ADA = [Planted(identity="Ada", angle_deg=float(angle)) for angle in (20, 62, 75)]
+BOB = [
+    Planted(identity="Bob", angle_deg=40.0, other_identity="Ada", other_angle_deg=70.0),
+    Planted(identity="Bob", angle_deg=77.0, verdict="drop", reason="angle"),
+    Planted(
+        identity="Bob", angle_deg=90.0, verdict="relabel", reason="angle", other_identity="Ada", other_angle_deg=35.0, is_dominant=False
+    ),
+]
+PLANTED = [
+    *ADA,
+    *BOB,
+    Planted(identity="Cyd", angle_deg=0.0, verdict="review", reason="too_few_samples", duplicate_set="same"),
+    Planted(identity="Ada", status="duplicate", duplicate_set="same"),
+    Planted(identity="Ada", status="truncated"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "O'Brien [1] *", PLANTED)
+
+
+def rows(run: Path, sql: str) -> list[tuple[object, ...]]:
+    return [tuple(row.values()) for row in query(run, sql).to_pylist()]
+
+
+def test_views_hold_every_row_of_their_files(run: Path) -> None:
+    assert rows(run, "SELECT count(*) FROM manifest") == [(9,)]
+    assert rows(run, "SELECT identity, items, samples FROM identities ORDER BY 1") == [("Ada", 5, 3), ("Bob", 3, 3), ("Cyd", 1, 1)]
+    assert rows(run, "SELECT round, count(*), count(DISTINCT source_uri) FROM noise GROUP BY 1 ORDER BY 1") == [(1, 7, 7), (2, 7, 7)]
+    assert rows(run, "SELECT round, count(*) FROM training GROUP BY 1 ORDER BY 1") == [(1, 3), (2, 3)]
+    assert rows(run, "SELECT backbone, value FROM metrics WHERE metric = 'accuracy' ORDER BY 1") == [("round-1", 0.91), ("round-2", 0.95)]
+
+
+def test_a_view_is_there_only_when_its_files_are(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", PLANTED, rounds=1, evaluated=False)
+    assert rows(run, "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1") == [
+        ("identities",), ("manifest",), ("noise",), ("training",)
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=r"(?s)metrics.*Views of this run: identities, manifest, noise, training"):
+        report(run, "metrics")
+
+
+@pytest.mark.parametrize("name", sorted(saved_queries()))
+def test_every_saved_query_runs_and_has_a_title(run: Path, name: str, tmp_path: Path) -> None:
+    saved = saved_queries()[name]
+    assert saved.name == name and saved.sql.startswith(f"-- {saved.title}\n") and len(saved.title) > 10
+    answer = report(run, name)
+    assert answer.num_rows > 0
+    nothing_usable = write_run(tmp_path / "run", [Planted(identity="Ada", status="truncated")])
+    assert report(nothing_usable, name).column_names == answer.column_names
+
+
+def test_summary_counts_every_item_once(run: Path) -> None:
+    table = report(run, "summary").to_pylist()
+    assert {(row["status"], row["verdict"], row["reason"]): row["items"] for row in table} == {
+        ("ok", "keep", "accepted"): 4,
+        ("ok", "drop", "angle"): 1,
+        ("ok", "relabel", "angle"): 1,
+        ("ok", "review", "too_few_samples"): 1,
+        ("duplicate", "drop", "duplicate"): 1,
+        ("truncated", "drop", "truncated"): 1,
+    }
+    assert sum(row["share_percent"] for row in table) == pytest.approx(100, abs=0.1)
+
+
+def test_noisiest_ranks_by_share_and_leaves_out_identities_of_under_three(run: Path) -> None:
+    found = [(row["identity"], row["samples"], row["noise_percent"]) for row in report(run, "noisiest").to_pylist()]
+    assert found == [("Bob", 3, 66.67), ("Ada", 3, 0.0)]
+
+
+def test_cuts_keep_a_sample_exactly_at_the_cut(run: Path) -> None:
+    kept = {row["max_angle_deg"]: row["kept"] for row in report(run, "cuts").to_pylist()}
+    angles = [item.angle_deg for item in PLANTED if item.status == "ok" and item.angle_deg is not None]
+    assert kept == {cut: sum(angle <= cut for angle in angles) for cut in range(60, 91)}
+    assert kept[74] == 4 and kept[75] == 5
+
+
+def test_angles_put_each_sample_in_the_step_that_begins_at_or_below_it(run: Path) -> None:
+    found = {row["from_deg"]: (row["samples"], row["nondominant"]) for row in report(run, "angles").to_pylist()}
+    assert found == {0: (1, 0), 20: (1, 0), 40: (1, 0), 60: (1, 0), 75: (2, 0), 90: (1, 1)}
+
+
+def test_overlap_counts_both_directions(run: Path) -> None:
+    (pair,) = report(run, "overlap").to_pylist()
+    assert (pair["identity_a"], pair["identity_b"]) == ("Ada", "Bob")
+    assert (pair["a_near_b"], pair["b_near_a"], pair["relabel_b_to_a"], pair["mutual_percent"]) == (0, 2, 1, 0.0)
+
+
+def test_borderline_begins_at_the_cut(run: Path) -> None:
+    found = [(row["angle_deg"], row["beyond_cut_deg"], row["verdict"]) for row in report(run, "borderline").to_pylist()]
+    assert found[:3] == [(75.0, -1.0, "keep"), (77.0, 1.0, "drop"), (62.0, -14.0, "keep")]
+
+
+def test_duplicates_name_the_identities(run: Path) -> None:
+    (found,) = report(run, "duplicates").to_pylist()
+    assert (found["items"], found["identities"], found["names"]) == (2, 2, ["Ada", "Cyd"])
+
+
+def test_a_run_without_manifest_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"has no manifest yet.*purify run"):
+        open_run(tmp_path)
+
+
+def test_an_unknown_query_names_the_nearest_and_all(run: Path) -> None:
+    with pytest.raises(BadInput, match=r"no saved query 'noisest'. Did you mean 'noisiest'\? Use one of: angles, .*verdicts\.$"):
+        report(run, "noisest")
+
+
+def test_a_wrong_column_gives_duckdbs_words_and_the_views(run: Path) -> None:
+    with pytest.raises(BadInput, match=r"(?s)angel_deg.*Views of this run: identities, manifest, metrics, noise, training"):
+        query(run, "SELECT angel_deg FROM manifest")
+
+
+def test_an_old_schema_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", PLANTED)
+    part = RunLayout(run).manifest / "part-000000.parquet"
+    pq.write_table(pq.read_table(part).replace_schema_metadata({"version": "0"}), part)
+    with pytest.raises(SchemaMismatch, match=f"version 0, this program reads {tables.VERSION}"):
+        open_run(run)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY manifest TO '{run}/stolen.csv'",
+        "COPY (SELECT 1) TO '{run}/manifest/part-000000.parquet'",
+        "EXPLAIN ANALYZE COPY manifest TO '{run}/stolen.csv'",
+        "EXPORT DATABASE '{run}/all'",
+        "ATTACH '{run}/other.db'",
+        "FROM read_text('{run}/manifest/part-000000.parquet')",
+        "FROM '/etc/hostname'",
+        "FROM glob('/*')",
+        "SET enable_external_access = true",
+        "INSTALL httpfs",
+        "DROP VIEW manifest",
+        "CREATE TABLE x AS SELECT 1",
+        "SELECT 1; SELECT 2",
+        "",
+        "-- nothing",
+    ],
+)
+def test_sql_neither_reads_nor_writes_files(run: Path, sql: str) -> None:
+    before = snapshot(run.parent)
+    with pytest.raises(BadInput, match="Views of this run"):
+        query(run, sql.replace("{run}", str(run).replace("'", "''")))
+    assert snapshot(run.parent) == before
+
+
+def test_the_connection_itself_writes_nothing_and_stays_locked(run: Path) -> None:
+    before = snapshot(run.parent)
+    with open_run(run) as db:
+        for sql in (f"COPY manifest TO '{str(run).replace(chr(39), chr(39) * 2)}/x.csv'", "SET enable_external_access = true"):
+            with pytest.raises(Exception, match=re.compile("disabled by configuration|locked|Cannot change")):
+                db.execute(sql)
+    assert snapshot(run.parent) == before
+
+
+@pytest.mark.parametrize(
+    "sql", ["FROM manifest", "DESCRIBE manifest", "SUMMARIZE noise", "SHOW TABLES", "EXPLAIN FROM manifest", "WITH a AS (SELECT 1) FROM a"]
+)
+def test_questions_in_all_their_forms_are_answered(run: Path, sql: str) -> None:
+    assert query(run, sql).num_rows > 0

@@ -13,10 +13,10 @@ __all__ = ["angle_deg", "cos_of_deg", "cosine", "normalize", "rowwise_cosine"]
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """Unit vectors `x / |x|` along the last axis, float32 or wider. A zero vector stays zero, so its cosine to anything is 0 (90 degrees)."""
+    """Unit vectors `x / |x|` along the last axis, float32 or wider. A zero vector stays zero (90 degrees to anything); NaN stays NaN."""
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
     length = wide.norm(dim=-1, keepdim=True)
-    return torch.where(length > 0, wide / length.clamp_min(torch.finfo(wide.dtype).tiny), torch.zeros_like(wide))
+    return torch.where(length == 0, torch.zeros_like(wide), wide / length.clamp_min(torch.finfo(wide.dtype).tiny))
 
 
 def cosine(a_ND: Tensor, b_MD: Tensor) -> Tensor:

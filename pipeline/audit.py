@@ -21,11 +21,15 @@ from markupsafe import Markup
 
 from pipeline import tables
 from pipeline.charts import Series, histogram_svg
+from pipeline.config import Config, as_dict
 from pipeline.errors import BadShard
+from pipeline.imagine import imagine
 from pipeline.layout import RunLayout
+from pipeline.receipts import Counts, Progress, Receipt, fingerprint, mark_of, run_stage
 from pipeline.report import open_run, round_numbers
 from pipeline.shards import CropReader
 
+VERSION = 1
 BIN_DEG = 3
 _KEY = re.compile(r"[0-9a-f]{8,64}")
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -88,6 +92,24 @@ class Portrait:
     kept: Sequence[Face]
     removed: Sequence[Face]
     inversion: Inversion | None
+
+
+def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Progress | None = None) -> Receipt:
+    """Receipt of `out`: the page of a run that has a manifest and an evaluation, with inversions by the last round's backbone."""
+    rounds = [run.round(number) for number in range(1, config.rounds + 1)]
+    inputs = {f"round{one.number}": mark_of(one.noise) for one in rounds}
+    inputs |= {"manifest": mark_of(run.manifest), "evaluation": mark_of(run.evaluation)}
+    mark = fingerprint("audit", VERSION, as_dict(config.audit) | {"title": title, "seed": config.seed}, **inputs)
+
+    def work(folder: Path) -> Counts:
+        names = noisiest(run.root, config.audit.identities)
+        imagined = imagine(run.raw, rounds[-1], names, config, progress=progress)
+        counts = write_audit(
+            run.root, folder, title=title, identities=config.audit.identities, faces=config.audit.faces, inversions=imagined
+        )
+        return {"identities": counts.identities, "faces": counts.faces, "inversions": counts.inversions}
+
+    return run_stage(out, stage="audit", mark=mark, work=work)
 
 
 def noisiest(run: Path, identities: int) -> list[str]:

@@ -16,15 +16,14 @@ from arcface_core.training import to_input
 from pipeline import shards, tables
 from pipeline.config import Config
 from pipeline.models import load_backbone, pick_device
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, read, run_stage
-from pipeline.train import _mark
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, read, run_stage
 
 VERSION = 1
 
 
 def embed(raw: Path, train: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`: a Parquet file of embeddings per raw shard. Finished shards are not embedded again after a kill."""
-    mark = fingerprint("embed", VERSION, {}, raw=_mark(raw), train=_mark(train))
+    mark = fingerprint("embed", VERSION, {}, raw=mark_of(raw), train=mark_of(train))
 
     def work(folder: Path) -> Counts:
         device = pick_device(config.device)
@@ -50,7 +49,10 @@ def _embed_shard(stem: Path, out: Path, backbone: nn.Module, input_px: int, devi
     features = []
     with shards.CropReader(stem.with_suffix(".tar")) as reader:
         for start in range(0, len(offsets), batch_size):
-            contents = [reader.read(offset, size) for offset, size in zip(offsets[start : start + batch_size], sizes[start : start + batch_size], strict=True)]
+            contents = [
+                reader.read(offset, size)
+                for offset, size in zip(offsets[start : start + batch_size], sizes[start : start + batch_size], strict=True)
+            ]
             features.append(features_of(contents, backbone, input_px, device))
     feature_ND = np.concatenate(features) if features else np.zeros((0, dim_of(backbone, input_px, device)), np.float32)
     unit_ND = normalize(torch.from_numpy(feature_ND)).numpy()
@@ -69,7 +71,8 @@ def features_of(contents: Sequence[bytes], backbone: nn.Module, input_px: int, d
         pixels = np.stack(list(pool.map(lambda content: shards.decode_crop(content, input_px), contents)))
     images = to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), device).contiguous(memory_format=torch.channels_last)
     both = (backbone(images).float() + backbone(images.flip(-1)).float()) / 2
-    return both.cpu().numpy()
+    features: NDArray[np.float32] = both.cpu().numpy()
+    return features
 
 
 def dim_of(backbone: nn.Module, input_px: int, device: torch.device) -> int:

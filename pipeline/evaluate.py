@@ -18,14 +18,15 @@ from arcface_core.angles import rowwise_cosine
 from arcface_core.protocols.verification import auroc, genuine_impostor_pairs, kfold_accuracy, roc_points, tar_at_far
 from pipeline import shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
+from pipeline.duck import every
 from pipeline.embed import features_of
 from pipeline.errors import BadInput
 from pipeline.ingest import examine
 from pipeline.layout import RoundLayout
 from pipeline.models import load_backbone, pick_device
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, run_stage
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.sources import Item
-from pipeline.train import _mark, is_held_out
+from pipeline.train import is_held_out
 from pipeline.verification_bin import read_bin
 
 VERSION = 1
@@ -39,9 +40,9 @@ def evaluate(raw: Path, rounds: list[RoundLayout], out: Path, config: Config, *,
     for path in bins:
         if not path.is_file():
             raise BadInput(f"There is no verification file {path}. Check evaluate.bins.")
-    inputs = {f"round{layout.number}": _mark(layout.noise) + _mark(layout.train) for layout in rounds}
+    inputs = {f"round{layout.number}": mark_of(layout.noise) + mark_of(layout.train) for layout in rounds}
     inputs |= {f"bin{number}": shards.file_sha256(path) for number, path in enumerate(bins)}
-    mark = fingerprint("evaluate", VERSION, as_dict(config.evaluate) | {"seed": config.seed}, raw=_mark(raw), **inputs)
+    mark = fingerprint("evaluate", VERSION, as_dict(config.evaluate) | {"seed": config.seed}, raw=mark_of(raw), **inputs)
 
     def work(folder: Path) -> Counts:
         metrics: list[dict[str, Any]] = []
@@ -112,12 +113,12 @@ def _held_out(last: RoundLayout, config: Config, kept: bool) -> tuple[list[str],
     """source_uri and identity number of the held-out samples; with `kept`, only those with verdict `keep` in the last round."""
     share, seed = config.evaluate.holdout, config.seed
     with duckdb.connect() as db:
-        db.create_function("held_out", lambda name: is_held_out(name, share=share, seed=seed), ["VARCHAR"], "BOOLEAN")  # type: ignore[arg-type, list-item]
+        db.create_function("held_out", lambda name: is_held_out(name, share=share, seed=seed), ["VARCHAR"], "BOOLEAN")
         rows = db.execute(
             """WITH chosen AS (SELECT identity FROM (SELECT DISTINCT identity FROM read_parquet($noise)) WHERE held_out(identity))
                SELECT source_uri, dense_rank() OVER (ORDER BY identity) FROM read_parquet($noise) SEMI JOIN chosen USING (identity)
                WHERE NOT $kept OR verdict = 'keep' ORDER BY identity, source_uri""",
-            {"noise": str(last.noise / "raw-*.parquet"), "kept": kept},
+            {"noise": every(last.noise, "raw-*.parquet"), "kept": kept},
         ).fetchall()
     return [row[0] for row in rows], np.array([row[1] for row in rows], np.int64)
 
@@ -127,6 +128,7 @@ def _embeddings_of(uris: list[str], embeddings: Path) -> NDArray[np.float32]:
         db.execute("CREATE TABLE wanted (place BIGINT, source_uri VARCHAR)")
         db.execute("INSERT INTO wanted SELECT unnest(range(len($uris))), unnest($uris)", {"uris": uris})
         rows = db.execute(
-            "SELECT embedding::FLOAT[] FROM read_parquet($files) JOIN wanted USING (source_uri) ORDER BY place", {"files": str(embeddings / "raw-*.parquet")}
+            "SELECT embedding::FLOAT[] FROM read_parquet($files) JOIN wanted USING (source_uri) ORDER BY place",
+            {"files": every(embeddings, "raw-*.parquet")},
         ).fetchall()
     return np.array([row[0] for row in rows], np.float32)

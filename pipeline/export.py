@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from pipeline import shards, tables
 from pipeline.config import Config, as_dict
+from pipeline.duck import every, fetch, literal
 from pipeline.errors import PurifyError
 from pipeline.fanout import fan_out
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, run_stage, write_json
-from pipeline.train import _mark
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
 VERSION = 1
 
@@ -25,7 +25,7 @@ VERSION = 1
 def write_manifest(raw: Path, noise: Path, number: int, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`, the manifest judged by round `number`. Raises PurifyError if a single crawl item has no row, or two."""
     settings = as_dict(config.export) | {"rule": config.isolate.rule, "round": number}
-    mark = fingerprint("manifest", VERSION, settings, raw=_mark(raw), noise=_mark(noise))
+    mark = fingerprint("manifest", VERSION, settings, raw=mark_of(raw), noise=mark_of(noise))
 
     def work(folder: Path) -> Counts:
         rank = 0
@@ -42,7 +42,9 @@ def write_manifest(raw: Path, noise: Path, number: int, out: Path, config: Confi
                 progress(position + 1, len(stems))
         items = _count_items(raw)
         if sum(verdicts.values()) != items:
-            raise PurifyError(f"{items} items were ingested and {sum(verdicts.values())} are in the manifest. This is our defect: please report it.")
+            raise PurifyError(
+                f"{items} items were ingested and {sum(verdicts.values())} are in the manifest. This is our defect: please report it."
+            )
         return {"items": items, **verdicts, "exported": rank}
 
     return run_stage(out, stage="manifest", mark=mark, work=work)
@@ -58,8 +60,8 @@ _EXPORTED = "(verdict = 'keep' OR (verdict = 'relabel' AND $apply_relabels))"
 def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config: Config) -> pa.Table:
     columns = ", ".join(_SPECIAL.get(name, name) for name in tables.MANIFEST.names)
     given = {
-        "twin": str(twin),
-        "noise": str(noise),
+        "twin": literal(twin),
+        "noise": literal(noise),
         "round": number,
         "decided_by": f"rule:{config.isolate.rule}",
         "first": first_rank,
@@ -67,7 +69,8 @@ def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config
         "apply_relabels": config.export.apply_relabels,
     }
     with duckdb.connect() as db:
-        table = db.execute(
+        table = fetch(
+            db,
             f"""
             WITH judged AS (
                 SELECT i.*, n.* EXCLUDE (sample_id, identity, source_uri, verdict, reason),
@@ -81,7 +84,7 @@ def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config
             SELECT {columns} FROM ranked ORDER BY place
             """,
             given,
-        ).to_arrow_table()
+        )
     return table.cast(tables.MANIFEST)
 
 
@@ -105,18 +108,19 @@ class _CleanPart:
 
 def export_clean(raw: Path, manifest: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`: clean shards, their twins, identities.parquet (class indices) and dataset.json (counts, SHA-256 per shard)."""
-    mark = fingerprint("clean", VERSION, {}, manifest=_mark(manifest), raw=_mark(raw))
+    mark = fingerprint("clean", VERSION, {}, manifest=mark_of(manifest), raw=mark_of(raw))
 
     def work(folder: Path) -> Counts:
         with duckdb.connect() as db:
-            source = str(manifest / "part-*.parquet")
+            source = every(manifest, "part-*.parquet")
             with atomic(folder / "identities.parquet") as temporary:
-                classes = db.execute(
+                classes = fetch(
+                    db,
                     """SELECT (row_number() OVER (ORDER BY clean_identity) - 1)::INT AS class_index, clean_identity AS identity, samples FROM (
                        SELECT clean_identity, count(*) AS samples FROM read_parquet($source) WHERE clean_identity IS NOT NULL GROUP BY ALL)
                        ORDER BY class_index""",
                     {"source": source},
-                ).to_arrow_table()
+                )
                 pq.write_table(classes.cast(tables.CLASSES), temporary)
             plan = db.execute(
                 """SELECT clean_shard, list(DISTINCT filename ORDER BY filename) FROM read_parquet($source, filename = true)
@@ -159,9 +163,9 @@ def export_shard(part: _CleanPart) -> int:
                JOIN read_parquet($classes) c ON c.identity = m.clean_identity
                WHERE m.clean_shard = $stem ORDER BY m.filename, m.file_row_number""",
             {
-                "parts": list(part.parts),
-                "twins": [str(part.raw / f"raw-{Path(name).stem.removeprefix('part-')}.parquet") for name in part.parts],
-                "classes": str(part.folder / "identities.parquet"),
+                "parts": [literal(Path(name)) for name in part.parts],
+                "twins": [literal(part.raw / f"raw-{Path(name).stem.removeprefix('part-')}.parquet") for name in part.parts],
+                "classes": literal(part.folder / "identities.parquet"),
                 "stem": part.stem,
             },
         ).fetchall()

@@ -3,7 +3,7 @@
 Plan (list the crawl) / part (one slice, one worker, one shard) / seal (duplicates over all shards, by DuckDB, which spills).
 """
 
-import functools
+import hashlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from arcface_core.alignment import similarity_transform
 from pipeline import shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
+from pipeline.duck import every, fetch
 from pipeline.errors import BadCrawl
 from pipeline.fanout import fan_out
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
@@ -103,8 +104,6 @@ def ingest_slice(part: _Slice) -> int:
 
 def examine(item: Item, config: IngestConfig) -> tuple[dict[str, Any], bytes | None]:
     """The item's row and, when its status is `ok`, the JPEG bytes of its 112 x 112 crop."""
-    import hashlib
-
     row: dict[str, Any] = {"identity": item.identity, "source_uri": item.source_uri}
     if item.content:
         row["content_sha256"] = hashlib.sha256(item.content).hexdigest()
@@ -172,8 +171,7 @@ def _seal(folder: Path, crawl: Path) -> Counts:
     """Mark duplicates over all shards, write identities.parquet, and count."""
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(folder / ".spill")])
-        # union_by_name: a twin rewritten with marks has the same columns, but let nothing vanish if one had not.
-        db.execute("CREATE VIEW items AS FROM read_parquet('" + str(folder).replace("'", "''") + "/raw-*.parquet', union_by_name = true)")
+        db.read_parquet(every(folder, "raw-*.parquet")).create_view("items")
         db.execute(
             """
             CREATE TABLE marks AS
@@ -186,37 +184,33 @@ def _seal(folder: Path, crawl: Path) -> Counts:
         )
         for (stem,) in db.execute("SELECT DISTINCT shard FROM marks ORDER BY shard").fetchall():
             marks = db.execute("SELECT source_uri, duplicate_set, is_repeat FROM marks WHERE shard = ?", [stem]).fetchall()
-            _mark(folder / f"{stem}.parquet", {uri: (name, repeat) for uri, name, repeat in marks})
+            _mark_duplicates(folder / f"{stem}.parquet", {uri: (name, repeat) for uri, name, repeat in marks})
         with atomic(folder / "identities.parquet") as temporary:
-            counted = db.execute(
-                "SELECT identity, count(*) AS items, count(*) FILTER (status = 'ok') AS samples FROM items GROUP BY identity ORDER BY identity"
-            ).to_arrow_table()
+            counted = fetch(
+                db,
+                "SELECT identity, count(*) AS items, count(*) FILTER (status = 'ok') AS samples FROM items GROUP BY identity ORDER BY identity",
+            )
             pq.write_table(counted.cast(tables.IDENTITIES), temporary)
         by_status = dict(db.execute("SELECT status, count(*) FROM items GROUP BY status ORDER BY count(*) DESC, status").fetchall())
-        usable = db.execute("SELECT count(*) FROM read_parquet(?) WHERE samples > 0", [str(folder / "identities.parquet")]).fetchone()
-    if usable is None or usable[0] < 2:
+        usable = sum(samples > 0 for samples in counted["samples"].to_pylist())
+    if usable < 2:
         kinds = ", ".join(f"{count} {status}" for status, count in by_status.items())
         raise BadCrawl(
-            f"{crawl} has {usable[0] if usable else 0} identities with a usable sample, and a head needs two to tell apart. "
+            f"{crawl} has {usable} identities with a usable sample, and a head needs two to tell apart. "
             f"Items by status: {kinds}. A crawl is a folder per identity, or WebDataset tars with an identity in .json, .cls or .txt."
         )
-    return {"items": sum(by_status.values()), "identities": usable[0], "shards": len(shards.shard_stems(folder)), **by_status}
+    return {"items": sum(by_status.values()), "identities": usable, "shards": len(shards.shard_stems(folder)), **by_status}
 
 
-def _mark(twin: Path, marks: dict[str, tuple[str, bool]]) -> None:
+def _mark_duplicates(twin: Path, marks: dict[str, tuple[str, bool]]) -> None:
     table = pq.read_table(twin)
     uris = table["source_uri"].to_pylist()
     repeats = [uri in marks and marks[uri][1] for uri in uris]
     sets = [marks[uri][0] if uri in marks else None for uri in uris]
-    keep = functools.partial(_replaced, table)
-    status = [("duplicate" if repeat else old) for repeat, old in zip(repeats, keep("status"), strict=True)]
-    detail = [("same bytes and identity as an earlier item" if repeat else old) for repeat, old in zip(repeats, keep("status_detail"), strict=True)]
+    status = [("duplicate" if repeat else old) for repeat, old in zip(repeats, table["status"].to_pylist(), strict=True)]
+    repeated = "same bytes and identity as an earlier item"
+    detail = [(repeated if repeat else old) for repeat, old in zip(repeats, table["status_detail"].to_pylist(), strict=True)]
     for name, values in (("status", status), ("status_detail", detail), ("duplicate_set", sets)):
         position = table.schema.get_field_index(name)
         table = table.set_column(position, tables.ITEMS.field(name), pa.array(values, tables.ITEMS.field(name).type))
     shards.write_twin(twin, table, shards.read_facts(twin))
-
-
-def _replaced(table: pa.Table, name: str) -> list[Any]:
-    values: list[Any] = table[name].to_pylist()
-    return values

@@ -23,11 +23,12 @@ from arcface_core.noise.centers import angle_to, cluster_centers, dominant, domi
 from arcface_core.noise.rules import REASONS, VERDICTS, Evidence, judge, sweep
 from pipeline import shards, tables
 from pipeline.config import Config, IsolateConfig, as_dict
+from pipeline.duck import every, literal
 from pipeline.embed import read_embeddings
 from pipeline.errors import HeadNotLearned
-from pipeline.models import pick_device
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, run_stage, write_json
-from pipeline.train import _mark, read_classes
+from pipeline.models import pick_device, save_tensors
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
+from pipeline.train import read_classes
 
 VERSION = 1
 SWEEP_DEG = range(60, 91)
@@ -43,7 +44,7 @@ def isolate(
     A head that has not learned to tell identities apart judges nothing: every verdict is `review`, the receipt's count `head_learned` is
     False, and `require_learned` turns that into an error.
     """
-    inputs = {"train": _mark(train), "embeddings": _mark(embeddings), "previous": _mark(previous) if previous else "none"}
+    inputs = {"train": mark_of(train), "embeddings": mark_of(embeddings), "previous": mark_of(previous) if previous else "none"}
     mark = fingerprint("isolate", VERSION, as_dict(config.isolate), **inputs)
 
     def work(folder: Path) -> Counts:
@@ -72,7 +73,9 @@ class _Head:
     dominant_CD: Tensor
 
 
-def _isolate(raw: Path, train: Path, embeddings: Path, previous: Path | None, folder: Path, config: Config, progress: Progress | None) -> Counts:
+def _isolate(
+    raw: Path, train: Path, embeddings: Path, previous: Path | None, folder: Path, config: Config, progress: Progress | None
+) -> Counts:
     device = pick_device(config.device)
     stems = shards.shard_stems(embeddings)
     head = _head(raw, train, embeddings, previous, folder, device)
@@ -107,6 +110,7 @@ def _isolate(raw: Path, train: Path, embeddings: Path, previous: Path | None, fo
         "calibration": calibration.to_dict(),
     }
     write_json(folder / "judge.json", facts)
+    save_tensors(folder / "centers.safetensors", {"dominant": head.dominant_CD})
     for file in evidence.iterdir():
         file.unlink()
     evidence.rmdir()
@@ -151,9 +155,9 @@ def _untrained(names: set[str], embeddings: Path, previous: Path | None, folder:
         kept = "true"
         if previous is not None:
             kept = "EXISTS (FROM read_parquet($noise) n WHERE n.source_uri = e.source_uri AND n.verdict = 'keep')"
-        given: dict[str, Any] = {"embeddings": str(embeddings / "raw-*.parquet"), "wanted": str(wanted)}
-        given |= {"noise": str(previous / "raw-*.parquet")} if previous else {}
-        relation = db.execute(
+        given: dict[str, Any] = {"embeddings": every(embeddings, "raw-*.parquet"), "wanted": literal(wanted)}
+        given |= {"noise": every(previous, "raw-*.parquet")} if previous else {}
+        relation: Any = db.execute(
             f"""SELECT identity, embedding::FLOAT[] AS embedding FROM (
                     SELECT e.identity, e.source_uri, e.embedding, {kept} AS is_kept FROM read_parquet($embeddings) e
                     SEMI JOIN read_parquet($wanted) w ON w.identity = e.identity)
@@ -217,7 +221,9 @@ def _histograms(evidence: Path, stems: list[str]) -> tuple[AngleHistogram, Angle
     return own, null, kept_at
 
 
-def _write_verdicts(evidence: Path, out: Path, calibration: Calibration, settings: IsolateConfig, may_judge: bool, head: _Head) -> dict[str, int]:
+def _write_verdicts(
+    evidence: Path, out: Path, calibration: Calibration, settings: IsolateConfig, may_judge: bool, head: _Head
+) -> dict[str, int]:
     table = pq.read_table(evidence)
     numbers = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in ("angle_deg", "nearest_angle_deg", "other_angle_deg")}
     noise_N = calibration.noise_probability(numbers["angle_deg"])
@@ -239,7 +245,9 @@ def _write_verdicts(evidence: Path, out: Path, calibration: Calibration, setting
     columns = {name: table[name] for name in table.column_names if name != "null_angle_deg"}
     columns |= {"noise_probability": pa.array(noise_N.numpy(), pa.float32()), "verdict": pa.array(verdicts), "reason": pa.array(reasons)}
     with atomic(out) as temporary:
-        pq.write_table(pa.Table.from_arrays([columns[name] for name in tables.NOISE.names], schema=tables.NOISE), temporary, compression="zstd")
+        pq.write_table(
+            pa.Table.from_arrays([columns[name] for name in tables.NOISE.names], schema=tables.NOISE), temporary, compression="zstd"
+        )
     return {name: verdicts.count(name) for name in VERDICTS}
 
 

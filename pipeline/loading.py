@@ -34,7 +34,9 @@ class _Rows:
 class CropStream:
     """The samples of a selection folder (a Parquet file per raw shard: crop_offset, crop_size, class_index) as batches."""
 
-    def __init__(self, selection: Path, raw: Path, *, input_px: int, batch_size: int, seed: int, shuffle_buffer: int, cache_bytes: int) -> None:
+    def __init__(
+        self, selection: Path, raw: Path, *, input_px: int, batch_size: int, seed: int, shuffle_buffer: int, cache_bytes: int
+    ) -> None:
         self._files = sorted(selection.glob("raw-*.parquet"))
         self._raw = raw
         self._seed = seed
@@ -59,7 +61,7 @@ class CropStream:
             pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
             ahead = stack.enter_context(ThreadPoolExecutor(1))
             readers: dict[int, CropReader] = {}
-            stack.callback(lambda: [reader.close() for reader in readers.values()])
+            stack.callback(_close, readers)
             pending = None
             for number, rows in enumerate(self._order(epoch)):
                 if number < skip:
@@ -120,6 +122,11 @@ class CropStream:
 
         list(pool.map(one, range(len(pixels)), chunksize=16))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(rows.class_N)
+
+
+def _close(readers: dict[int, CropReader]) -> None:
+    for reader in readers.values():
+        reader.close()
 
 
 def _joined(parts: list[_Rows]) -> _Rows:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import NoSpace
+from pipeline.errors import NoSpace, PurifyError
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -48,6 +48,14 @@ def read(folder: Path) -> Receipt | None:
         return Receipt(**json.loads((folder / NAME).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def mark_of(folder: Path) -> str:
+    """The fingerprint of a finished output. Raises PurifyError when the folder is not finished."""
+    receipt = read(folder)
+    if receipt is None:
+        raise PurifyError(f"{folder} is not finished. Run the same command again: it goes on where it stopped.")
+    return receipt.fingerprint
 
 
 def run_stage(out: Path, *, stage: str, mark: str, work: Callable[[Path], Counts]) -> Receipt:
@@ -85,7 +93,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -113,4 +121,6 @@ def require_space(folder: Path, wanted: int) -> None:
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < wanted:
-        raise NoSpace(f"{folder} needs about {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Make room or give another run folder.")
+        raise NoSpace(
+            f"{folder} needs about {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Make room or give another run folder."
+        )

@@ -147,7 +147,7 @@ def decode_crop(content: bytes, size_px: int) -> Image:
     if pixels.shape[0] != size_px:
         import cv2
 
-        pixels = cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_AREA)
+        pixels = np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
     return pixels
 
 
@@ -176,7 +176,7 @@ def read_tar(path: Path, *, max_item_bytes: int) -> Iterator[TarItem | str]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                tar.members = []  # tarfile keeps every header otherwise: 10^6 members would fill the memory
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise: 10^6 members would fill the memory
                 if not member.isreg():
                     continue
                 folder, _, base = member.name.rpartition("/")

@@ -106,7 +106,9 @@ EMBEDDING_FIELDS = [
 
 def embeddings(dim: int) -> pa.Schema:
     """Schema of embeddings of `dim` numbers."""
-    vector = _field("embedding", pa.list_(pa.float32(), dim), "unit vector: feature plus that of the mirror image, normalised", nullable=False)
+    vector = _field(
+        "embedding", pa.list_(pa.float32(), dim), "unit vector: feature plus that of the mirror image, normalised", nullable=False
+    )
     return _schema("embeddings", [*EMBEDDING_FIELDS, vector])
 
 
@@ -117,7 +119,13 @@ _EVIDENCE = [
     _field("angle_deg", pa.float32(), "angle to the dominant sub-center", unit=_DEGREES, direction="lower is better"),
     _field("other_identity", pa.string(), "identity whose dominant sub-center is the nearest, the sample's own apart"),
     _field("other_angle_deg", pa.float32(), "angle to that one", unit=_DEGREES, direction="higher is better"),
-    _field("noise_probability", pa.float32(), "estimated probability that the claimed identity is wrong", unit="0..1", direction="higher is worse"),
+    _field(
+        "noise_probability",
+        pa.float32(),
+        "estimated probability that the claimed identity is wrong",
+        unit="0..1",
+        direction="higher is worse",
+    ),
     _field("quality", pa.float32(), "norm of the feature, before normalisation", direction="higher is better"),
 ]
 
@@ -128,7 +136,9 @@ NOISE = _schema(
         _IDENTITY,
         _field("source_uri", pa.string(), "as in the items table", nullable=False),
         *_EVIDENCE,
-        _field("subcenter_angles_deg", pa.list_(pa.float32()), "angle to every sub-center of the identity; 90 to an empty one", unit=_DEGREES),
+        _field(
+            "subcenter_angles_deg", pa.list_(pa.float32()), "angle to every sub-center of the identity; 90 to an empty one", unit=_DEGREES
+        ),
         _field("verdict", pa.string(), "keep, drop, relabel or review", nullable=False),
         _field("reason", pa.string(), "why", nullable=False),
     ],
@@ -191,4 +201,6 @@ def check(path: object, schema: pa.Schema) -> None:
     if version != VERSION:
         raise SchemaMismatch(f"{path} has schema version {version}, this program reads {VERSION}. Purify the crawl into a new run folder.")
     if not found.equals(schema):
-        raise SchemaMismatch(f"{path} is no {schema.metadata[b'table'].decode()} table of this version. Purify the crawl into a new run folder.")
+        raise SchemaMismatch(
+            f"{path} is no {schema.metadata[b'table'].decode()} table of this version. Purify the crawl into a new run folder."
+        )

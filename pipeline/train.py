@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from arcface_core.backbones import build_backbone
@@ -20,10 +21,11 @@ from arcface_core.schedules import poly, step_decay
 from arcface_core.training import TrainState, load_state_tensors, new_state, state_tensors, training_steps
 from pipeline import shards, tables
 from pipeline.config import Config, TrainConfig, as_dict
-from pipeline.errors import BadCrawl, PurifyError
+from pipeline.duck import fetch, literal
+from pipeline.errors import BadCrawl
 from pipeline.loading import CropStream
-from pipeline.models import load_into, load_tensors, pick_device, save_tensors
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, run_stage, write_json
+from pipeline.models import load_into, load_tensors, pick_device, place, save_tensors
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
 VERSION = 1
 _CHANGES_NO_RESULT = {"cache_bytes", "checkpoint_steps"}
@@ -35,7 +37,7 @@ def train(raw: Path, out: Path, config: Config, *, noise: Path | None = None, pr
     Raises BadCrawl when fewer than two identities have `train.min_samples` samples; BadCheckpoint when `train.init` does not fit.
     """
     settings = {name: value for name, value in as_dict(config.train).items() if name not in _CHANGES_NO_RESULT}
-    inputs = {"raw": _mark(raw), "noise": _mark(noise) if noise else "none"}
+    inputs = {"raw": mark_of(raw), "noise": mark_of(noise) if noise else "none"}
     if config.train.init is not None:
         load_tensors(Path(config.train.init))
         inputs["init"] = shards.file_sha256(Path(config.train.init))
@@ -48,15 +50,6 @@ def is_held_out(identity: str, *, share: float, seed: int) -> bool:
     """True for about `share` of all identities, the same ones in every round and every crawl, whatever else the crawl holds."""
     digest = hashlib.blake2b(identity.encode("utf-8"), digest_size=8, key=seed.to_bytes(8, "big")).digest()
     return int.from_bytes(digest, "big") < share * 2**64
-
-
-def _mark(folder: Path) -> str:
-    from pipeline.receipts import read
-
-    receipt = read(folder)
-    if receipt is None:
-        raise PurifyError(f"{folder} is not finished. Run the flow again: it goes on where it stopped.")
-    return receipt.fingerprint
 
 
 def _train(raw: Path, noise: Path | None, folder: Path, config: Config, subcenters: int, progress: Progress | None) -> Counts:
@@ -84,8 +77,10 @@ def _train(raw: Path, noise: Path | None, folder: Path, config: Config, subcente
     backbone = build_backbone(settings.backbone, embedding_dim=settings.embedding_dim, input_px=settings.input_px)
     if settings.init is not None:
         load_into(backbone, Path(settings.init))
-    head = SubCenterHead(classes.num_rows, settings.embedding_dim, num_subcenters=subcenters, margin=_margin(settings), scale=settings.scale)
-    backbone.to(device, memory_format=torch.channels_last)
+    head = SubCenterHead(
+        classes.num_rows, settings.embedding_dim, num_subcenters=subcenters, margin=_margin(settings), scale=settings.scale
+    )
+    place(backbone, device)
     head.to(device)
     state = new_state(backbone, head, momentum=settings.momentum, weight_decay=settings.weight_decay)
     rows = _resume(folder, state)
@@ -101,7 +96,15 @@ def _train(raw: Path, noise: Path | None, folder: Path, config: Config, subcente
     total = settings.epochs * stream.steps_per_epoch
     for metrics in loop:
         epoch = (metrics.step - 1) // stream.steps_per_epoch
-        rows.append({"step": metrics.step, "epoch": epoch, "loss": metrics.loss, "learning_rate": metrics.learning_rate, "grad_norm": metrics.grad_norm})
+        rows.append(
+            {
+                "step": metrics.step,
+                "epoch": epoch,
+                "loss": metrics.loss,
+                "learning_rate": metrics.learning_rate,
+                "grad_norm": metrics.grad_norm,
+            }
+        )
         if metrics.step % settings.checkpoint_steps == 0 or metrics.step % stream.steps_per_epoch == 0:
             _checkpoint(folder, state, rows)
         if progress:
@@ -125,12 +128,15 @@ def _select(raw: Path, noise: Path | None, folder: Path, selection: Path, config
     kept = "JOIN read_parquet($noise) n USING (source_uri)" if noise else ""
     verdict = "AND n.verdict = 'keep'" if noise else ""
     with duckdb.connect() as db:
-        db.create_function("held_out", lambda name: is_held_out(name, share=config.evaluate.holdout, seed=config.seed), ["VARCHAR"], "BOOLEAN")  # type: ignore[arg-type, list-item]
+        db.create_function(
+            "held_out", lambda name: is_held_out(name, share=config.evaluate.holdout, seed=config.seed), ["VARCHAR"], "BOOLEAN"
+        )
         db.execute("CREATE TABLE counted (identity VARCHAR, samples BIGINT)")
         stems = shards.shard_stems(raw)
         for stem in stems:
-            given = {"raw": str(raw / f"{stem}.parquet")} | ({"noise": str(noise / f"{stem}.parquet")} if noise else {})
-            db.execute(f"INSERT INTO counted SELECT r.identity, count(*) FROM read_parquet($raw) r {kept} WHERE status = 'ok' {verdict} GROUP BY ALL", given)
+            given = {"raw": literal(raw / f"{stem}.parquet")} | ({"noise": literal(noise / f"{stem}.parquet")} if noise else {})
+            counting = f"SELECT r.identity, count(*) FROM read_parquet($raw) r {kept} WHERE status = 'ok' {verdict} GROUP BY ALL"
+            db.execute(f"INSERT INTO counted {counting}", given)
         db.execute(
             """CREATE TABLE classes AS SELECT (row_number() OVER (ORDER BY identity) - 1)::INT AS class_index, identity, samples
                FROM (SELECT identity, sum(samples)::BIGINT AS samples FROM counted GROUP BY identity)
@@ -138,15 +144,16 @@ def _select(raw: Path, noise: Path | None, folder: Path, selection: Path, config
             [config.train.min_samples],
         )
         for stem in stems:
-            given = {"raw": str(raw / f"{stem}.parquet")} | ({"noise": str(noise / f"{stem}.parquet")} if noise else {})
-            chosen = db.execute(
+            given = {"raw": literal(raw / f"{stem}.parquet")} | ({"noise": literal(noise / f"{stem}.parquet")} if noise else {})
+            chosen = fetch(
+                db,
                 f"""SELECT r.crop_offset, r.crop_size, c.class_index FROM read_parquet($raw) r {kept} JOIN classes c ON c.identity = r.identity
                     WHERE status = 'ok' {verdict} ORDER BY r.crop_offset""",
                 given,
-            ).to_arrow_table()
+            )
             with atomic(selection / f"{stem}.parquet") as temporary:
                 pq.write_table(chosen, temporary)
-        classes = db.execute("FROM classes ORDER BY class_index").to_arrow_table().cast(tables.CLASSES)
+        classes = fetch(db, "FROM classes ORDER BY class_index").cast(tables.CLASSES)
     with atomic(folder / "classes.parquet") as temporary:
         pq.write_table(classes, temporary)
 
@@ -178,8 +185,6 @@ def _checkpoint(folder: Path, state: TrainState, rows: list[dict[str, Any]]) -> 
 
 
 def _resume(folder: Path, state: TrainState) -> list[dict[str, Any]]:
-    from safetensors import safe_open
-
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return []
@@ -194,7 +199,12 @@ def _finish(folder: Path, state: TrainState, config: Config, subcenters: int) ->
     save_tensors(folder / "backbone.safetensors", state.backbone.state_dict())
     save_tensors(folder / "head.safetensors", {"centers": state.head.unit_centers()})
     settings = config.train
-    model = {"backbone": settings.backbone, "embedding_dim": settings.embedding_dim, "input_px": settings.input_px, "subcenters": subcenters}
+    model = {
+        "backbone": settings.backbone,
+        "embedding_dim": settings.embedding_dim,
+        "input_px": settings.input_px,
+        "subcenters": subcenters,
+    }
     write_json(folder / "model.json", model)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     for file in (folder / ".selection").iterdir():

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
+from pipeline.duck import literal
 from pipeline.sources.base import Item, Listing, digest_of, printable
 
 _LISTED = pa.schema([("path", pa.binary()), ("size", pa.int64()), ("order", pa.uint64())])
@@ -43,7 +44,7 @@ def list_slices(crawl: Path, plan: Path, config: IngestConfig) -> Listing:
         writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(plan / "spill")])
-        db.read_parquet(str(unsorted)).order('"order", path').write_parquet(
+        db.read_parquet(literal(unsorted)).order('"order", path').write_parquet(
             str(plan / "files.parquet"), row_group_size=config.samples_per_shard
         )
     unsorted.unlink()
@@ -55,7 +56,8 @@ def read_slice(crawl: Path, plan: Path, number: int, config: IngestConfig) -> It
     size = config.samples_per_shard
     with duckdb.connect() as db:
         rows = db.execute(
-            "SELECT path FROM read_parquet(?) ORDER BY \"order\", path LIMIT ? OFFSET ?", [str(plan / "files.parquet"), size, number * size]
+            'SELECT path FROM read_parquet(?) ORDER BY "order", path LIMIT ? OFFSET ?',
+            [literal(plan / "files.parquet"), size, number * size],
         ).fetchall()
     for (path,) in rows:
         yield _read(crawl, bytes(path), config)

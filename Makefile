@@ -1,0 +1,35 @@
+# The two commands of the README. Each makes its own virtual environment, so neither touches the Python that you have.
+PYTHON ?= python3
+VENV ?= .venv
+FAISS ?= cpu
+RUN ?= demo
+
+.PHONY: demo test lint env test-env clean
+
+demo: env  ## render a crawl with planted noise, purify it, print the score and where the audit page is
+	$(VENV)/bin/purify demo $(RUN)
+
+test: test-env lint  ## every check of the project
+	$(VENV)/bin/python -m pytest
+
+lint: test-env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+env: $(VENV)/.installed
+test-env: $(VENV)/.installed-test
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(FAISS)]"
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(FAISS),dev]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,183 @@
+"""Faces that a frozen backbone imagines for given centers: images found by gradient descent on pixels alone.
+
+Where the dominant sub-center of an identity gives one face and another sub-center gives a second one, two people share the name. The
+BatchNorm term compares the statistics of the batch with those of the training set, so a batch of many different identities gives faces
+where a batch of one gives artefacts; the paper takes 256. How good a face is should be judged by another model: its own flatters it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from arcface_core.angles import angle_deg, rowwise_cosine
+
+__all__ = ["InversionResult", "invert"]
+
+_HALF_RANGE = 127.5
+_JITTER = 28
+
+
+class InversionResult(NamedTuple):
+    """images uint8 [B, 3, H, W] RGB · angle_deg float32 [B], of each such image's embedding to its center · loss_history float32 [steps].
+
+    All on the CPU. The loss is the one before the step, on the image as jittered and flipped for it.
+    """
+
+    images: Tensor
+    angle_deg: Tensor
+    loss_history: Tensor
+
+
+def invert(
+    backbone: nn.Module,
+    target_centers_BD: Tensor,
+    *,
+    input_px: int,
+    steps: int,
+    learning_rate: float = 0.25,
+    bn_weight: float = 0.05,
+    tv_weight: float = 1e-3,
+    l2_weight: float = 1e-4,
+    seed: int,
+    device: torch.device | str,
+    init: Tensor | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> InversionResult:
+    """Images whose embeddings lie near `target_centers_BD`, and the angles that are left. See InversionResult.
+
+    Adam minimises, over pixels in [-1, 1] and clamped to it after each step,
+
+        mean_B (1 - cos(f(x), center)) + bn_weight * R_bn + tv_weight * R_tv + l2_weight * mean_B |x|
+        R_bn = sum over BatchNorm layers of |mean - running mean| + |variance - running variance|, of the layer's input over the batch
+        R_tv = mean_B of the norms of pixel differences to the right, down, and along both diagonals
+
+    with Euclidean norms, not squared. Every step sees the batch shifted by up to input_px / 28 pixels each way (wrapped around) and
+    mirrored half of the time; the learning rate falls to 0 along half a cosine. Angles are of the final uint8 images, neither shifted nor
+    mirrored. The same seed gives the same images on the same machine; no global random state is used.
+
+    backbone   lies on `device`, maps [B, 3, input_px, input_px] in (u8 - 127.5) / 127.5 to [B, D]. Runs in evaluation mode; its parameters,
+               gradients, flags, modes and hooks are afterwards what they were, also after an error. Without BatchNorm R_bn is 0.
+    init       [B, 3, input_px, input_px] to start from, uint8 or float in the backbone's range; None: drawn from N(0, 1).
+    on_step    called with the number of steps done and the loss.
+
+    Raises ValueError: centers that are no finite non-zero [B, D], steps below 0, a wrong `init`, or a loss that is not finite.
+    Source: ArcFace TPAMI section 3.3 and algorithm 1; norms, variance and jitter as in DeepInversion, Yin et al., CVPR 2020. The identity
+    term is the cosine, with no margin, so that it needs no head; BatchNorm1d layers count too, the last layer of iresnet among them.
+    """
+    centers = _checked_centers(target_centers_BD).to(device)
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, got {steps}")
+    generator = torch.Generator().manual_seed(seed)
+    pixels = _start(init, len(centers), input_px, generator).to(device)
+    losses: list[Tensor] = []
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(backbone), _batchnorm_gaps(backbone) as gaps:
+        pixels = pixels.clone().requires_grad_()
+        centers = centers.clone()
+        optimizer = torch.optim.Adam([pixels], lr=learning_rate)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+            gaps.clear()
+            identity = 1 - rowwise_cosine(backbone(_jittered(pixels, generator)), centers).mean()
+            batchnorm = torch.stack(gaps).sum() if gaps else identity.new_zeros(())
+            size = pixels.flatten(1).norm(dim=1).mean()
+            loss = identity + bn_weight * batchnorm + tv_weight * _total_variation(pixels) + l2_weight * size
+            (pixels.grad,) = torch.autograd.grad(loss, pixels)
+            optimizer.step()
+            with torch.no_grad():
+                pixels.clamp_(-1.0, 1.0)
+            losses.append(loss.detach())
+            if on_step is not None:
+                on_step(step + 1, float(losses[-1]))
+        images = (pixels.detach() * _HALF_RANGE + _HALF_RANGE).round().clamp(0, 255).to(torch.uint8)
+        with torch.no_grad():
+            angles = angle_deg(rowwise_cosine(backbone(_to_input(images)), centers))
+    history = torch.stack(losses).float().cpu() if losses else torch.zeros(0)
+    if not history.isfinite().all() or not angles.isfinite().all():
+        finite = int(history.isfinite().sum())
+        raise ValueError(f"the loss is finite in {finite} of {steps} steps only: lower learning_rate, or check the backbone")
+    return InversionResult(images.cpu(), angles.float().cpu(), history)
+
+
+def _checked_centers(centers_BD: Tensor) -> Tensor:
+    if centers_BD.ndim != 2 or 0 in centers_BD.shape:
+        raise ValueError(f"target centers must be [B, D] with at least one row, got {tuple(centers_BD.shape)}")
+    usable = centers_BD.isfinite().all(dim=1) & (centers_BD != 0).any(dim=1)
+    if not usable.all():
+        rows = (~usable).nonzero()[:, 0].tolist()[:5]
+        raise ValueError(f"target centers {rows} are zero or not finite: leave out identities without a center")
+    return centers_BD.detach()
+
+
+def _start(init: Tensor | None, batch: int, input_px: int, generator: torch.Generator) -> Tensor:
+    shape = (batch, 3, input_px, input_px)
+    if init is None:
+        return torch.randn(shape, generator=generator)
+    if tuple(init.shape) != shape:
+        raise ValueError(f"init must be {shape}, one image per center, got {tuple(init.shape)}")
+    start = _to_input(init) if init.dtype == torch.uint8 else init.detach().float()
+    if not start.isfinite().all() or start.abs().max() > 1.0:
+        raise ValueError("init must be uint8, or float in -1..1 as the backbone takes it: divide by 127.5 after taking 127.5 away")
+    return start
+
+
+def _to_input(images: Tensor) -> Tensor:
+    return (images.float() - _HALF_RANGE) / _HALF_RANGE
+
+
+def _jittered(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    reach = pixels.shape[-1] // _JITTER
+    down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    shifted = pixels.roll((down, right), dims=(-2, -1))
+    return shifted.flip(-1) if torch.rand((), generator=generator) < 0.5 else shifted
+
+
+def _total_variation(pixels: Tensor) -> Tensor:
+    differences = (
+        pixels[..., :, 1:] - pixels[..., :, :-1],
+        pixels[..., 1:, :] - pixels[..., :-1, :],
+        pixels[..., 1:, 1:] - pixels[..., :-1, :-1],
+        pixels[..., 1:, :-1] - pixels[..., :-1, 1:],
+    )
+    return torch.stack([difference.flatten(1).norm(dim=1).mean() for difference in differences]).sum()
+
+
+@contextmanager
+def _frozen(backbone: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no gradient for any parameter; every module and parameter gets its own state back."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
+    try:
+        backbone.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _batchnorm_gaps(backbone: nn.Module) -> Iterator[list[Tensor]]:
+    """A list to which each forward pass appends, per BatchNorm layer, how far its input's statistics are from the running ones."""
+    gaps: list[Tensor] = []
+
+    def compare(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+        features = given[0].float().transpose(0, 1).flatten(1)
+        gaps.append((features.mean(1) - mean).norm() + (features.var(1, correction=0) - variance).norm())
+
+    layers = [m for m in backbone.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_mean is not None]
+    handles = []
+    try:
+        for layer in layers:
+            handles.append(layer.register_forward_pre_hook(compare))
+        yield gaps
+    finally:
+        for handle in handles:
+            handle.remove()

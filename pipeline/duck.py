@@ -1,0 +1,28 @@
+"""DuckDB as the stages use it: over Parquet files of ours, with values as parameters, results as Arrow tables.
+
+Every SQL text is made of this program's own words; what a crawl brings is a parameter or a row, never a part of the text.
+"""
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+
+def literal(path: Path) -> str:
+    """`path` as DuckDB's `read_parquet` takes it, which would read `[`, `*` and `?` in a folder's name as a pattern."""
+    return glob.escape(str(path))
+
+
+def every(folder: Path, pattern: str) -> str:
+    """The files of a folder that match `pattern`, whatever stands in the folder's own name."""
+    return f"{literal(folder)}/{pattern}"
+
+
+def fetch(db: duckdb.DuckDBPyConnection, sql: str, given: Mapping[str, Any] | None = None) -> pa.Table:
+    """The rows that a query gives. Source of the parameters: `$name` in the text."""
+    answer: Any = db.execute(sql, dict(given) if given else None)
+    return answer.to_arrow_table()

@@ -1,0 +1,89 @@
+"""Who owns a run folder, and run.json, its record: crawl, settings, versions, counts and seconds."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, as_dict
+from pipeline.errors import StaleInput
+from pipeline.layout import RunLayout
+from pipeline.receipts import Receipt, write_json
+
+_PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(crawl: Path, run: RunLayout) -> Iterator[None]:
+    """Holds the run folder for this process, made if it is not there.
+
+    Raises StaleInput: when it belongs to another crawl, when it is no run folder and not empty, when another process works in it.
+    """
+    owner = _owner(run)
+    if owner is not None and owner != str(crawl.resolve()):
+        raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
+    if owner is None and run.root.exists() and not run.root.is_dir():
+        raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
+    if owner is None and run.root.is_dir() and any(path.name != _LOCK for path in run.root.iterdir()):
+        raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
+    run.root.mkdir(parents=True, exist_ok=True)
+    with (run.root / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StaleInput(f"Another process works in {run.root}. Wait for it to end, or give another run folder.") from error
+        if owner is None:
+            write_json(run.run_json, {"crawl": str(crawl.resolve()), "finished": False})
+        yield
+
+
+def _owner(run: RunLayout) -> str | None:
+    try:
+        return str(json.loads(run.run_json.read_text("utf-8"))["crawl"])
+    except FileNotFoundError:
+        return None
+    except (NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        raise StaleInput(f"{run.run_json} is damaged or not ours. Give another run folder, or remove this one.") from error
+
+
+def forget_rounds_after(run: RunLayout, last: int) -> None:
+    """Remove the rounds that these settings do not have, so that no report speaks of them."""
+    for folder in (run.root / "rounds").glob("*"):
+        if folder.name.isdecimal() and int(folder.name) > last:
+            shutil.rmtree(folder)
+
+
+def write_record(crawl: Path, run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float) -> dict[str, Any]:
+    """run.json of a finished run, which is also returned. `receipts`: (name of the stage, its receipt), in order."""
+    record: dict[str, Any] = {
+        "crawl": str(crawl.resolve()),
+        "finished": True,
+        "seconds": round(seconds, 1),
+        "config": as_dict(config),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "cores": os.cpu_count(),
+        "stages": [
+            {"stage": name, "seconds": one.seconds, "reused": one.reused, "counts": one.counts, "per_second": _rate(one)}
+            for name, one in receipts
+        ],
+    }
+    write_json(run.run_json, record)
+    return record
+
+
+def read_record(run: RunLayout) -> dict[str, Any]:
+    """run.json."""
+    record: dict[str, Any] = json.loads(run.run_json.read_text("utf-8"))
+    return record
+
+
+def _rate(receipt: Receipt) -> float | None:
+    done = receipt.counts.get("items") or receipt.counts.get("samples") or receipt.counts.get("steps")
+    return round(float(done) / receipt.seconds, 1) if isinstance(done, int) and receipt.seconds else None

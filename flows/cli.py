@@ -1,0 +1,286 @@
+"""The `purify` command. What needs torch or Prefect is imported inside the commands, so that `--help` answers at once."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Config, load
+from pipeline.errors import BadConfig, PurifyError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+app = App(
+    name="purify",
+    help="Clean a raw web face crawl with sub-center ArcFace: find the wrong faces, keep a row for every decision, export clean shards.",
+    help_epilogue="Try it:  purify demo        Your crawl:  purify run CRAWL RUN --preset cpu        Ask:  purify report RUN",
+)
+_out = Console()
+_Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
+Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]
+ConfigFile = Annotated[
+    Path | None, Parameter(name="--config", group=_Settings, help="A TOML file of settings, like data/presets/demo.toml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(name="--set", group=_Settings, negative="", help="One setting, as isolate.max_angle_deg=70. May be repeated."),
+]
+
+
+@app.command
+def run(
+    crawl: Path,
+    run: Path,
+    *,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    init: Annotated[
+        Path | None, Parameter(group=_Settings, help="Backbone weights to start from: .safetensors, or insightface's .pt.")
+    ] = None,
+    holdout: Annotated[
+        float | None, Parameter(group=_Settings, help="Share of the identities held out of training, to evaluate on.")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet.
+
+    Parameters
+    ----------
+    crawl:
+        A folder per identity, or WebDataset tars with the identity in .json, .cls or .txt.
+    run:
+        Where everything goes: raw/, rounds/, manifest/, clean/, evaluation/, audit/.
+    """
+    overrides = list(set_ or [])
+    overrides += [f"train.init={init}"] if init else []
+    overrides += [f"evaluate.holdout={holdout}"] if holdout is not None else []
+    settings = load(preset=preset, file=config, overrides=overrides)
+    if dry_run:
+        _plan(crawl, run, settings)
+        return
+    _summarise(_purify(crawl, run, settings), run)
+
+
+@app.command
+def demo(
+    folder: Path = Path("demo"),
+    *,
+    identities: Annotated[int, Parameter(validator=Number(gte=3))] = 150,
+    images: Annotated[int, Parameter(validator=Number(gte=4))] = 40,
+    noise: Annotated[float, Parameter(validator=Number(gte=0, lte=0.9))] = 0.5,
+    seed: int = 0,
+    set_: Overrides = None,
+) -> None:
+    """Render a crawl of invented faces with planted noise, purify it, and score the verdicts against what was planted.
+
+    Parameters
+    ----------
+    folder:
+        Where it goes: crawl/, truth.parquet, pairs.bin, run/.
+    identities:
+        People in the crawl.
+    images:
+        Images of each.
+    noise:
+        Share of the images that are wrong.
+    seed:
+        Of the crawl and of the training.
+    """
+    from pipeline.score import score
+
+    crawl, truth, pairs, where = folder / "crawl", folder / "truth.parquet", folder / "pairs.bin", folder / "run"
+    settings = load(preset="demo", overrides=[f"seed={seed}", *(set_ or [])])
+    wanted = {"identities": identities, "images": images, "noise": noise, "seed": seed}
+    _render_once(wanted, crawl, truth, pairs)
+    settings = load(preset="demo", overrides=[f"seed={seed}", f'evaluate.bins=["{pairs}"]', *(set_ or [])])
+    _summarise(_purify(crawl, where, settings), where)
+    result = score(where, truth)
+    areas = ", ".join(f"round {number} {area:.3f}" for number, area in result.auroc_by_round.items())
+    _out.print(f"\nAgainst the planted truth: precision [bold]{result.precision:.3f}[/bold], recall [bold]{result.recall:.3f}[/bold]")
+    _out.print(
+        f"Wrong identities: {result.noise_before:.1%} of the crawl, {result.noise_after:.1%} of what was kept; {result.clean_kept:.1%} of the clean samples kept"
+    )
+    _out.print(f"AUROC of the angle: {areas}")
+
+
+@app.command
+def synthesize(
+    crawl: Path,
+    truth: Path,
+    *,
+    identities: Annotated[int, Parameter(validator=Number(gte=3))] = 150,
+    images: Annotated[int, Parameter(validator=Number(gte=4))] = 40,
+    noise: Annotated[float, Parameter(validator=Number(gte=0, lte=0.9))] = 0.5,
+    seed: int = 0,
+    form: Literal["folder", "shards"] = "folder",
+    workers: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+) -> None:
+    """Render a crawl of invented faces with planted noise, and its truth table.
+
+    Parameters
+    ----------
+    crawl:
+        Folder to make.
+    truth:
+        Parquet file to write: item, identity, true_identity, is_noise, kind.
+    identities:
+        People in the crawl.
+    images:
+        Images of each.
+    noise:
+        Share of the images that are wrong.
+    seed:
+        The same seed gives the same bytes, whatever the workers.
+    form:
+        A folder per identity, or WebDataset tars.
+    workers:
+        Processes; 0 is one per core.
+    """
+    from pipeline.synthetic import SyntheticCrawl, write_folder, write_shards
+
+    from flows.progress import shown
+
+    settings = SyntheticCrawl(identities=identities, images=images, noise=noise, seed=seed)
+    write = write_folder if form == "folder" else write_shards
+    with shown("render") as progress:
+        write(settings, crawl, truth, workers=workers, on_progress=progress)
+    _out.print(f"{crawl} and {truth} are written. Now: purify run {crawl} RUN --preset demo")
+
+
+@app.command
+def report(
+    run: Path, name: str | None = None, *, format: Annotated[Literal["table", "csv", "json"], Parameter(help="How to print.")] = "table"
+) -> None:
+    """Print a saved query of a run; without a name, list them.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    name:
+        summary, noisiest, verdicts, ... : a file of data/sql/.
+    """
+    from pipeline.report import report as answer
+    from pipeline.report import saved_queries
+
+    if name is None:
+        for query in saved_queries().values():
+            _out.print(f"[bold]{query.name:<12}[/bold] {query.title}", highlight=False)
+        return
+    _print(answer(run, name), format)
+
+
+@app.command
+def query(run: Path, sql: str, *, format: Annotated[Literal["table", "csv", "json"], Parameter(help="How to print.")] = "table") -> None:
+    """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, training, metrics.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    sql:
+        One SELECT statement, as "select verdict, count(*) from manifest group by all".
+    """
+    from pipeline.report import query as answer
+
+    _print(answer(run, sql), format)
+
+
+def _purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # errors are told by `main`, in words
+    from flows.purify import purify
+    from pipeline.ingest import recognise
+
+    recognise(crawl)  # before Prefect's server takes its half a minute to start
+    record: dict[str, Any] = purify(crawl, run, config)
+    return record
+
+
+def _render_once(wanted: dict[str, Any], crawl: Path, truth: Path, pairs: Path) -> None:
+    """Render the demo's crawl, unless exactly that one stands there already."""
+    from pipeline.synthetic import VERSION, SyntheticCrawl, write_folder, write_verification_pairs
+
+    from flows.progress import shown
+    from pipeline.receipts import fingerprint, run_stage
+
+    settings = SyntheticCrawl(**wanted)
+
+    def render(folder: Path) -> dict[str, Any]:
+        with shown("render the crawl") as progress:
+            write_folder(settings, folder, truth, workers=0, on_progress=progress)
+        write_verification_pairs(settings, pairs, pairs=3000)
+        return {}
+
+    run_stage(crawl, stage="demo", mark=fingerprint("demo", VERSION, wanted), work=render)
+
+
+def _plan(crawl: Path, run: Path, config: Config) -> None:
+    from pipeline.config import as_dict
+    from pipeline.ingest import recognise
+    from pipeline.layout import RunLayout
+    from pipeline.receipts import read
+
+    _out.print(f"{crawl}: a crawl in the form '{recognise(crawl)}'")
+    layout = RunLayout(run)
+    folders = [layout.raw]
+    for number in range(1, config.rounds + 1):
+        one = layout.round(number)
+        folders += [one.train, one.embeddings, one.noise]
+    for folder in [*folders, layout.manifest, layout.clean, layout.evaluation, layout.audit]:
+        state = "finished before; redone only if its settings or inputs changed" if read(folder) else "to do"
+        _out.print(f"  {folder.relative_to(run)}: {state}", highlight=False)
+    _out.print_json(data=as_dict(config))
+
+
+def _summarise(record: dict[str, Any], run: Path) -> None:
+    from flows.purify import summary
+
+    table = Table("", "", show_header=False, box=None)
+    for row in summary(record):
+        table.add_row(str(row["what"]), str(row["value"]))
+    _out.print(table)
+    _out.print(f"\n{record['seconds']:.0f} s. Look at [bold]{run / 'audit' / 'index.html'}[/bold]", highlight=False)
+    _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}    Ask: purify report {run} noisiest", highlight=False)
+
+
+def _print(answer: "pa.Table", form: str) -> None:
+    if form == "csv":
+        answer.to_pandas().to_csv(sys.stdout, index=False)
+        return
+    if form == "json":
+        answer.to_pandas().to_json(sys.stdout, orient="records", lines=True, force_ascii=False)
+        return
+    table = Table(*answer.column_names)
+    for row in answer.to_pylist():
+        table.add_row(*(_cell(value) for value in row.values()))
+    _out.print(table)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exit code 0: done; 1: something that the message says how to mend; 2: wrong settings or usage."""
+    try:
+        app(argv)
+    except PurifyError as error:
+        Console(stderr=True).print(f"[bold red]purify:[/bold red] {error}", highlight=False, markup=True)
+        sys.exit(2 if isinstance(error, BadConfig) else 1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. The same command goes on where it stopped.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

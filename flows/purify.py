@@ -1,0 +1,83 @@
+"""Purify a crawl: ingest, rounds of train + embed + isolate, manifest, export, evaluate, audit.
+
+Run by path (`python flows/purify.py CRAWL RUN`), by `purify run`, or as the Prefect entrypoint `flows/purify.py:purify`.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_table_artifact
+
+from flows import tasks  # first: it sets Prefect's environment
+from pipeline.config import Config
+from pipeline.errors import PurifyError
+from pipeline.layout import RunLayout
+from pipeline.receipts import Receipt
+from pipeline.run_folder import claimed, forget_rounds_after, write_record
+
+
+@flow(name="purify", persist_result=False)
+def purify(crawl: Path, run: Path, config: Config = Config()) -> dict[str, Any]:
+    """The record of the run, as it stands in RUN/run.json. A run that was killed goes on where it stopped.
+
+    Args:
+        crawl: a folder per identity, or WebDataset tars.
+        run: the run folder; not there, empty, or of the same crawl.
+        config: settings; what is left out has its default.
+    """
+    layout = RunLayout(run)
+    started = time.perf_counter()
+    with claimed(crawl, layout):
+        receipts = _stages(crawl, layout, config)
+        record = write_record(crawl, layout, config, receipts, time.perf_counter() - started)
+    create_table_artifact(key="purify-summary", table=summary(record), description=f"Verdicts on {crawl.name}")
+    create_link_artifact(key="purify-audit", link=layout.audit_page.resolve().as_uri(), link_text="Audit page")
+    return record
+
+
+def _stages(crawl: Path, run: RunLayout, config: Config) -> list[tuple[str, Receipt]]:
+    done = [("ingest", tasks.ingest(crawl, run, config))]
+    rounds = [run.round(number) for number in range(1, config.rounds + 1)]
+    kept_by: Path | None = None
+    for this in rounds:
+        done.append((f"round {this.number} train", tasks.train(run, this, config, kept_by)))
+        done.append((f"round {this.number} embed", tasks.embed(run, this, config)))
+        done.append((f"round {this.number} isolate", tasks.isolate(run, this, config, kept_by)))
+        kept_by = this.noise
+    forget_rounds_after(run, config.rounds)
+    done.append(("manifest", tasks.manifest(run, rounds[-1], config)))
+    done.append(("export", tasks.export(run, config)))
+    done.append(("evaluate", tasks.evaluate(run, rounds, config)))
+    done.append(("audit", tasks.audit(run, config, f"Purification of {crawl.name}")))
+    _assert_accounted(dict(done))
+    return done
+
+
+def _assert_accounted(receipts: dict[str, Receipt]) -> None:
+    """Every crawl item has one row in the manifest, and every exported row one sample in `clean/`."""
+    items, rows = receipts["ingest"].counts["items"], receipts["manifest"].counts["items"]
+    exported, samples = receipts["manifest"].counts["exported"], receipts["export"].counts["samples"]
+    if items != rows or exported != samples:
+        raise PurifyError(
+            f"Accounting: {items} items in, {rows} rows; {exported} rows exported, {samples} samples. This is our defect: report it."
+        )
+
+
+def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows (what, how many) for people: items, verdicts, clean samples, estimated noise, evaluation."""
+    counts = {stage["stage"]: stage["counts"] for stage in record["stages"]}
+    last = [counts[name] for name in counts if name.endswith("isolate")][-1]
+    verdicts = {f"verdict {name}": counts["manifest"][name] for name in ("keep", "drop", "relabel", "review")}
+    rows = {"items in the crawl": counts["ingest"]["items"], "usable samples": counts["ingest"].get("ok", 0)} | verdicts
+    rows |= {"clean samples": counts["export"]["samples"], "clean identities": counts["export"]["identities"]}
+    rows |= {"estimated noise rate": last["noise_rate"]} | counts["evaluate"]
+    return [{"what": name, "value": value} for name, value in rows.items()]
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    main(["run", *sys.argv[1:]])

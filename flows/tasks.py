@@ -1,0 +1,74 @@
+"""The stages as Prefect tasks: one line a stage. Receipts are the memory of what is done, so Prefect caches and stores nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from flows.progress import console, shown
+from pipeline import audit as audit_stage
+from pipeline import embed as embed_stage
+from pipeline import evaluate as evaluate_stage
+from pipeline import export as export_stage
+from pipeline import ingest as ingest_stage
+from pipeline import isolate as isolate_stage
+from pipeline import train as train_stage
+from pipeline.config import Config
+from pipeline.layout import RoundLayout, RunLayout
+from pipeline.receipts import Receipt
+
+_stage = task(cache_policy=NO_CACHE, persist_result=False)
+
+
+def _run(name: str, stage: Callable[..., Receipt], *inputs: Any, **options: Any) -> Receipt:
+    with shown(name) as progress:
+        receipt = stage(*inputs, progress=progress, **options)
+    counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in receipt.counts.items() if not isinstance(value, bool))
+    console.print(f"[bold]{name}[/bold] {'already done' if receipt.reused else f'{receipt.seconds:.1f} s'} · {counts}", highlight=False)
+    return receipt
+
+
+@_stage
+def ingest(crawl: Path, run: RunLayout, config: Config) -> Receipt:
+    return _run("ingest", ingest_stage.ingest, crawl, run.raw, config)
+
+
+@_stage
+def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
+    return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, noise=kept_by)
+
+
+@_stage
+def embed(run: RunLayout, of: RoundLayout, config: Config) -> Receipt:
+    return _run(f"round {of.number}, embed", embed_stage.embed, run.raw, of.train, of.embeddings, config)
+
+
+@_stage
+def isolate(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
+    receipt = _run(
+        f"round {of.number}, isolate", isolate_stage.isolate, run.raw, of.train, of.embeddings, of.noise, config, previous=kept_by
+    )
+    isolate_stage.require_learned(of.noise)
+    return receipt
+
+
+@_stage
+def manifest(run: RunLayout, last: RoundLayout, config: Config) -> Receipt:
+    return _run("manifest", export_stage.write_manifest, run.raw, last.noise, last.number, run.manifest, config)
+
+
+@_stage
+def export(run: RunLayout, config: Config) -> Receipt:
+    return _run("export", export_stage.export_clean, run.raw, run.manifest, run.clean, config)
+
+
+@_stage
+def evaluate(run: RunLayout, rounds: list[RoundLayout], config: Config) -> Receipt:
+    return _run("evaluate", evaluate_stage.evaluate, run.raw, rounds, run.evaluation, config)
+
+
+@_stage
+def audit(run: RunLayout, config: Config, title: str) -> Receipt:
+    return _run("audit", audit_stage.audit, run, run.audit, config, title=title)

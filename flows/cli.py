@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Config, load
@@ -265,21 +266,21 @@ def _print(answer: "pa.Table", form: str) -> None:
 
 
 def _cell(value: Any) -> str:
-    from rich.markup import escape
-
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code 0: done; 1: something that the message says how to mend; 2: wrong settings or usage."""
+    code, message = 0, ""
     try:
         app(argv)
     except PurifyError as error:
-        Console(stderr=True).print(f"[bold red]purify:[/bold red] {error}", highlight=False, markup=True)
-        sys.exit(2 if isinstance(error, BadConfig) else 1)
+        code, message = 2 if isinstance(error, BadConfig) else 1, f"[bold red]purify:[/bold red] {escape(str(error))}"
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. The same command goes on where it stopped.")
-        sys.exit(130)
+        code, message = 130, "Stopped. The same command goes on where it stopped."
+    if code:
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -24,5 +24,4 @@ def every(folder: Path, pattern: str) -> str:
 
 def fetch(db: duckdb.DuckDBPyConnection, sql: str, given: Mapping[str, Any] | None = None) -> pa.Table:
     """The rows that a query gives. Source of the parameters: `$name` in the text."""
-    answer: Any = db.execute(sql, dict(given) if given else None)
-    return answer.to_arrow_table()
+    return db.sql(sql, params=dict(given) if given else None).to_arrow_table()

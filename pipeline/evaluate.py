@@ -26,7 +26,7 @@ from pipeline.layout import RoundLayout
 from pipeline.models import load_backbone, pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.sources import Item
-from pipeline.train import is_held_out
+from pipeline.train import held_out
 from pipeline.verification_bin import read_bin
 
 VERSION = 1
@@ -48,7 +48,7 @@ def evaluate(raw: Path, rounds: list[RoundLayout], out: Path, config: Config, *,
         metrics: list[dict[str, Any]] = []
         curves: list[dict[str, Any]] = []
         total = len(rounds) * (2 + len(bins))
-        for number, (backbone, dataset, scores, genuine) in enumerate(_comparisons(rounds, bins, config)):
+        for number, (backbone, dataset, scores, genuine) in enumerate(_comparisons(raw, rounds, bins, config)):
             metrics += measure(backbone, dataset, scores, genuine, folds=config.evaluate.folds)
             false_rate, true_rate = roc_points(scores, genuine)
             step = max(1, len(false_rate) // 500)
@@ -78,9 +78,11 @@ def measure(backbone: str, dataset: str, scores: torch.Tensor, genuine: torch.Te
     return [common | row for row in rows]
 
 
-def _comparisons(rounds: list[RoundLayout], bins: list[Path], config: Config) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+def _comparisons(
+    raw: Path, rounds: list[RoundLayout], bins: list[Path], config: Config
+) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
     for dataset, kept in (("held-out", False), ("held-out-kept", True)):
-        uris, index = _held_out(rounds[-1], config, kept)
+        uris, index = _held_out(raw, rounds[-1], config, kept)
         try:
             left, right, genuine = genuine_impostor_pairs(torch.from_numpy(index), pairs=config.evaluate.pairs, seed=config.seed)
         except ValueError:
@@ -109,14 +111,12 @@ def _bin_crop(content: bytes, name: str) -> bytes:
     return crop
 
 
-def _held_out(last: RoundLayout, config: Config, kept: bool) -> tuple[list[str], NDArray[np.int64]]:
+def _held_out(raw: Path, last: RoundLayout, config: Config, kept: bool) -> tuple[list[str], NDArray[np.int64]]:
     """source_uri and identity number of the held-out samples; with `kept`, only those with verdict `keep` in the last round."""
-    share, seed = config.evaluate.holdout, config.seed
     with duckdb.connect() as db:
-        db.create_function("held_out", lambda name: is_held_out(name, share=share, seed=seed), ["VARCHAR"], "BOOLEAN")
+        db.register("held_out", held_out(raw, config))
         rows = db.execute(
-            """WITH chosen AS (SELECT identity FROM (SELECT DISTINCT identity FROM read_parquet($noise)) WHERE held_out(identity))
-               SELECT source_uri, dense_rank() OVER (ORDER BY identity) FROM read_parquet($noise) SEMI JOIN chosen USING (identity)
+            """SELECT source_uri, dense_rank() OVER (ORDER BY identity) FROM read_parquet($noise) SEMI JOIN held_out USING (identity)
                WHERE NOT $kept OR verdict = 'keep' ORDER BY identity, source_uri""",
             {"noise": every(last.noise, "raw-*.parquet"), "kept": kept},
         ).fetchall()

@@ -157,12 +157,12 @@ def _untrained(names: set[str], embeddings: Path, previous: Path | None, folder:
             kept = "EXISTS (FROM read_parquet($noise) n WHERE n.source_uri = e.source_uri AND n.verdict = 'keep')"
         given: dict[str, Any] = {"embeddings": every(embeddings, "raw-*.parquet"), "wanted": literal(wanted)}
         given |= {"noise": every(previous, "raw-*.parquet")} if previous else {}
-        relation: Any = db.execute(
+        relation = db.sql(
             f"""SELECT identity, embedding::FLOAT[] AS embedding FROM (
                     SELECT e.identity, e.source_uri, e.embedding, {kept} AS is_kept FROM read_parquet($embeddings) e
                     SEMI JOIN read_parquet($wanted) w ON w.identity = e.identity)
                 QUALIFY is_kept OR NOT bool_or(is_kept) OVER (PARTITION BY identity) ORDER BY identity, source_uri""",
-            given,
+            params=given,
         )
         reader = relation.to_arrow_reader(10_000)
         with pq.ParquetWriter(gathered, reader.schema) as writer:

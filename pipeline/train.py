@@ -52,6 +52,14 @@ def is_held_out(identity: str, *, share: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
+def held_out(raw: Path, config: Config) -> pa.Table:
+    """The identities that no round trains on, as a table of one column, `identity`."""
+    file = pq.ParquetFile(raw / "identities.parquet")
+    names = (name for batch in file.iter_batches(columns=["identity"]) for name in batch["identity"].to_pylist())
+    chosen = [name for name in names if is_held_out(name, share=config.evaluate.holdout, seed=config.seed)]
+    return pa.table({"identity": pa.array(chosen, pa.string())})
+
+
 def _train(raw: Path, noise: Path | None, folder: Path, config: Config, subcenters: int, progress: Progress | None) -> Counts:
     settings = config.train
     selection = folder / ".selection"
@@ -60,8 +68,8 @@ def _train(raw: Path, noise: Path | None, folder: Path, config: Config, subcente
     classes = pq.read_table(folder / "classes.parquet")
     if classes.num_rows < 2:
         raise BadCrawl(
-            f"{classes.num_rows} identities have {settings.min_samples} or more samples to train on, and a head needs two to tell apart. "
-            "Give a larger crawl, or lower evaluate.holdout."
+            f"{classes.num_rows} identities have {settings.min_samples} or more samples {'that the round before kept' if noise else 'to train on'}, "
+            "and a head needs two to tell apart. Give a larger crawl, or lower evaluate.holdout or train.min_samples."
         )
     device = pick_device(config.device)
     stream = CropStream(
@@ -128,9 +136,7 @@ def _select(raw: Path, noise: Path | None, folder: Path, selection: Path, config
     kept = "JOIN read_parquet($noise) n USING (source_uri)" if noise else ""
     verdict = "AND n.verdict = 'keep'" if noise else ""
     with duckdb.connect() as db:
-        db.create_function(
-            "held_out", lambda name: is_held_out(name, share=config.evaluate.holdout, seed=config.seed), ["VARCHAR"], "BOOLEAN"
-        )
+        db.register("held_out", held_out(raw, config))
         db.execute("CREATE TABLE counted (identity VARCHAR, samples BIGINT)")
         stems = shards.shard_stems(raw)
         for stem in stems:
@@ -140,7 +146,7 @@ def _select(raw: Path, noise: Path | None, folder: Path, selection: Path, config
         db.execute(
             """CREATE TABLE classes AS SELECT (row_number() OVER (ORDER BY identity) - 1)::INT AS class_index, identity, samples
                FROM (SELECT identity, sum(samples)::BIGINT AS samples FROM counted GROUP BY identity)
-               WHERE samples >= ? AND NOT held_out(identity)""",
+               WHERE samples >= ? AND identity NOT IN (SELECT identity FROM held_out)""",
             [config.train.min_samples],
         )
         for stem in stems:

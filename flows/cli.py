@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -196,7 +197,6 @@ def query(run: Path, sql: str, *, format: Annotated[Literal["table", "csv", "jso
 
 
 def _purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # errors are told by `main`, in words
     from flows.purify import purify
     from pipeline.ingest import recognise
 
@@ -271,11 +271,13 @@ def _cell(value: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code 0: done; 1: something that the message says how to mend; 2: wrong settings or usage."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # errors are told here, in words, without the trace of the engine
     code, message = 0, ""
     try:
         app(argv)
     except PurifyError as error:
         code, message = 2 if isinstance(error, BadConfig) else 1, f"[bold red]purify:[/bold red] {escape(str(error))}"
+        traceback.clear_frames(error.__traceback__)  # Prefect keeps them to the end of the process, where DuckDB complains of what they hold
     except KeyboardInterrupt:
         code, message = 130, "Stopped. The same command goes on where it stopped."
     if code:

@@ -5,6 +5,7 @@ Plan (list the crawl) / part (one slice, one worker, one shard) / seal (duplicat
 
 import hashlib
 import io
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,7 @@ def ingest(crawl: Path, out: Path, config: Config, *, progress: Progress | None 
         return _seal(folder, crawl)
 
     receipt = run_stage(out, stage="ingest", mark=mark, work=work)
-    for leftover in planning.iterdir():
-        if leftover.is_file():
-            leftover.unlink()
+    shutil.rmtree(planning)
     return receipt
 
 

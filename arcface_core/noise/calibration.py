@@ -3,7 +3,8 @@
 The own angles of a crawl mix clean samples with noise. What noise looks like is seen, up to one thing, in the null angles: samples against
 a random OTHER identity. That one thing is attraction: the head was trained on its noise and has pulled it towards the center, by 10 degrees
 and more, so the ratio of upper tails (Storey 2002) finds a fifth of the noise that is there. So the null is allowed to move left, by a
-uniform or an exponential amount, the clean angles may be symmetric, skewed or have a shoulder of hard photographs, every such pair is
+uniform or an exponential amount, the clean angles may be symmetric, skewed to either side, or have a shoulder (of hard photographs to the right, of samples that a
+small head has learned by heart to the left), every such pair is
 fitted by EM, and the fits are averaged by their likelihood. Priors worth a few samples each keep thirty photographs from being absurd.
 """
 
@@ -250,12 +251,23 @@ def _shouldered(z: Tensor, share: float = 0.15, distance: float = 3.0, spread: f
     return (1 - share) * _gaussian(x) + share / spread * _gaussian((x - distance) / spread)
 
 
-_SHAPES = ("symmetric", "skewed", "very skewed", "shouldered")
+_SHAPES = ("symmetric", "skewed", "very skewed", "shouldered", "left-skewed", "very left-skewed", "left-shouldered", "left-tailed")
 
 
 def _clean_density(z_SAB: Tensor) -> Tensor:
     """Clean densities over bins, one standardised shape per leading row, in the order of _SHAPES."""
-    density = torch.stack([_gaussian(z_SAB[0]), _skewed(z_SAB[1], 0.5), _skewed(z_SAB[2], 1.0), _shouldered(z_SAB[3])])
+    density = torch.stack(
+        [
+            _gaussian(z_SAB[0]),
+            _skewed(z_SAB[1], 0.5),
+            _skewed(z_SAB[2], 1.0),
+            _shouldered(z_SAB[3]),
+            _skewed(-z_SAB[4], 0.5),
+            _skewed(-z_SAB[5], 1.0),
+            _shouldered(-z_SAB[6]),
+            _shouldered(-z_SAB[7], 0.1, 3.0, 3.0),
+        ]
+    )
     return density / density.sum(dim=-1, keepdim=True).clamp_min(1e-300) + _FLOOR_CLEAN
 
 

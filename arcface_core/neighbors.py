@@ -5,6 +5,7 @@ thread that came first: `torch.topk` alone promises no order among equals. This 
 """
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def _exact(queries_ND: Tensor, keys_MD: Tensor, k: int) -> tuple[Tensor, Tensor]
     """Cosines and indices by blocked matmul, merging the best k of each block of keys into those of the blocks before it."""
     keys_MD = normalize(keys_MD).float()
     best: list[Tensor] = []
-    for queries_BD in queries_ND.split(_QUERIES_PER_BLOCK):
+    for queries_BD in torch.split(queries_ND, _QUERIES_PER_BLOCK):
         unit_BD = normalize(queries_BD).float()
         packed_Bk = torch.empty(len(unit_BD), 0, dtype=torch.int64, device=unit_BD.device)
         for start in range(0, len(keys_MD), _KEYS_PER_BLOCK):
@@ -86,7 +87,7 @@ def _faiss(queries_ND: Tensor, keys_MD: Tensor, k: int) -> tuple[Tensor, Tensor]
     """Cosines and indices by an exhaustive faiss index, sharded over the GPUs if faiss has any."""
     import faiss
 
-    index = faiss.IndexFlatIP(keys_MD.shape[1])
+    index: Any = faiss.IndexFlatIP(keys_MD.shape[1])
     if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = True

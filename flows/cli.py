@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Config, load
-from pipeline.errors import BadConfig, PurifyError
+from pipeline.errors import BadConfig, BadInput, PurifyError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +86,7 @@ def demo(
     Parameters
     ----------
     folder:
-        Where it goes: crawl/, truth.parquet, pairs.bin, run/.
+        Where it goes: synthetic/ (crawl/, truth.parquet, unseen.bin) and run/.
     identities:
         People in the crawl.
     images:
@@ -98,13 +98,11 @@ def demo(
     """
     from pipeline.score import score
 
-    crawl, truth, pairs, where = folder / "crawl", folder / "truth.parquet", folder / "pairs.bin", folder / "run"
-    settings = load(preset="demo", overrides=[f"seed={seed}", *(set_ or [])])
-    wanted = {"identities": identities, "images": images, "noise": noise, "seed": seed}
-    _render_once(wanted, crawl, truth, pairs)
-    settings = load(preset="demo", overrides=[f"seed={seed}", f'evaluate.bins=["{pairs}"]', *(set_ or [])])
-    _summarise(_purify(crawl, where, settings), where)
-    result = score(where, truth)
+    made, where = folder / "synthetic", folder / "run"
+    settings = load(preset="demo", overrides=[f"seed={seed}", f"evaluate.bins=['{made / 'unseen.bin'}']", *(set_ or [])])
+    _render_once({"identities": identities, "images": images, "noise": noise, "seed": seed}, made)
+    _summarise(_purify(made / "crawl", where, settings), where)
+    result = score(where, made / "truth.parquet")
     areas = ", ".join(f"round {number} {area:.3f}" for number, area in result.auroc_by_round.items())
     _out.print(f"\nAgainst the planted truth: precision [bold]{result.precision:.3f}[/bold], recall [bold]{result.recall:.3f}[/bold]")
     _out.print(
@@ -146,10 +144,11 @@ def synthesize(
     workers:
         Processes; 0 is one per core.
     """
+    from flows.progress import shown
     from pipeline.synthetic import SyntheticCrawl, write_folder, write_shards
 
-    from flows.progress import shown
-
+    if crawl.exists() and (not crawl.is_dir() or any(crawl.iterdir())):
+        raise BadInput(f"{crawl} is there already. Give a folder that is empty, or not there.")
     settings = SyntheticCrawl(identities=identities, images=images, noise=noise, seed=seed)
     write = write_folder if form == "folder" else write_shards
     with shown("render") as progress:
@@ -205,22 +204,21 @@ def _purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
     return record
 
 
-def _render_once(wanted: dict[str, Any], crawl: Path, truth: Path, pairs: Path) -> None:
-    """Render the demo's crawl, unless exactly that one stands there already."""
-    from pipeline.synthetic import VERSION, SyntheticCrawl, write_folder, write_verification_pairs
-
+def _render_once(wanted: dict[str, Any], made: Path) -> None:
+    """Render the demo's crawl, its truth, and pairs of unseen people, unless exactly these stand there already."""
     from flows.progress import shown
     from pipeline.receipts import fingerprint, run_stage
+    from pipeline.synthetic import VERSION, SyntheticCrawl, write_folder, write_verification_pairs
 
     settings = SyntheticCrawl(**wanted)
 
     def render(folder: Path) -> dict[str, Any]:
         with shown("render the crawl") as progress:
-            write_folder(settings, folder, truth, workers=0, on_progress=progress)
-        write_verification_pairs(settings, pairs, pairs=3000)
+            write_folder(settings, folder / "crawl", folder / "truth.parquet", workers=0, on_progress=progress)
+        write_verification_pairs(settings, folder / "unseen.bin", pairs=2000)
         return {}
 
-    run_stage(crawl, stage="demo", mark=fingerprint("demo", VERSION, wanted), work=render)
+    run_stage(made, stage="synthetic", mark=fingerprint("synthetic", VERSION, wanted), work=render)
 
 
 def _plan(crawl: Path, run: Path, config: Config) -> None:
@@ -277,7 +275,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         app(argv)
     except PurifyError as error:
         code, message = 2 if isinstance(error, BadConfig) else 1, f"[bold red]purify:[/bold red] {escape(str(error))}"
-        traceback.clear_frames(error.__traceback__)  # Prefect keeps them to the end of the process, where DuckDB complains of what they hold
+        traceback.clear_frames(
+            error.__traceback__
+        )  # Prefect keeps them to the end of the process, where DuckDB complains of what they hold
     except KeyboardInterrupt:
         code, message = 130, "Stopped. The same command goes on where it stopped."
     if code:

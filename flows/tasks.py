@@ -26,7 +26,11 @@ def _run(name: str, stage: Callable[..., Receipt], *inputs: Any, **options: Any)
     with shown(name) as progress:
         receipt = stage(*inputs, progress=progress, **options)
     counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in receipt.counts.items() if not isinstance(value, bool))
-    console.print(f"[bold]{name}[/bold] {'already done' if receipt.reused else f'{receipt.seconds:.1f} s'} · {counts}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{name}[/bold] {'already done' if receipt.reused else f'{receipt.seconds:.1f} s'} · {counts}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return receipt
 
 

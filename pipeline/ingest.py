@@ -122,8 +122,7 @@ def examine(item: Item, config: IngestConfig) -> tuple[dict[str, Any], bytes | N
 def _decode(item: Item, config: IngestConfig) -> tuple[str, str | None, tuple[int, int] | None, bytes | None]:
     size = None
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(item.content), formats=["JPEG", "PNG", "WEBP"]) as image:
-            warnings.simplefilter("error")
+        with _quiet(), Image.open(io.BytesIO(item.content), formats=["JPEG", "PNG", "WEBP"]) as image:
             size = image.size
             if size[0] * size[1] > config.max_pixels:
                 return "bomb", f"{size[0]} x {size[1]} pixels, {config.max_pixels} allowed", size, None
@@ -134,11 +133,16 @@ def _decode(item: Item, config: IngestConfig) -> tuple[str, str | None, tuple[in
             return ("ok", None, size, crop) if problem is None else ("not_aligned", problem, size, None)
     except UnidentifiedImageError:
         return "not_an_image", "no JPEG, PNG or WebP", None, None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         return "bomb", str(error), size, None
     except Exception as error:  # noqa: BLE001 - foreign decoders raise anything; each failure is a row
         truncated = "truncated" in str(error) or "incomplete" in str(error)
         return "truncated" if truncated else "undecodable", f"{type(error).__name__}: {error}"[:300], size, None
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    """No warnings: on the size of a picture we decide ourselves, and a damaged EXIF block is no reason to lose it."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def _crop(image: Image.Image, item: Item, config: IngestConfig) -> tuple[bytes | None, str | None]:

@@ -19,7 +19,9 @@ _UNIT = 40.0 / 112.0
 _SUPER = 2
 _SHIFT = 4
 _SKINS = np.array([[255, 224, 200], [241, 194, 160], [224, 172, 125], [198, 134, 92], [150, 95, 60], [98, 62, 42], [235, 205, 150]], float)
-_HAIRS = np.array([[25, 22, 22], [70, 42, 28], [120, 75, 40], [190, 145, 85], [225, 195, 140], [150, 60, 30], [150, 150, 155], [60, 55, 60]], float)
+_HAIRS = np.array(
+    [[25, 22, 22], [70, 42, 28], [120, 75, 40], [190, 145, 85], [225, 195, 140], [150, 60, 30], [150, 150, 155], [60, 55, 60]], float
+)
 _IRISES = np.array([[70, 45, 25], [35, 25, 20], [60, 110, 170], [80, 130, 80], [120, 125, 130], [130, 90, 40]], float)
 STYLES = ("bald", "short", "parted", "fringe", "long", "curly", "tall")
 BEARDS = ("none", "none", "none", "stubble", "moustache", "goatee", "full")
@@ -190,7 +192,15 @@ def _background(rng: np.random.Generator, side: int) -> Pixels:
     for _ in range(rng.integers(0, 4)):
         at, size = rng.uniform(0, side, 2).astype(int), rng.uniform(0.05, 0.35, 2) * side
         cv2.ellipse(
-            canvas, at.tolist(), size.astype(int).tolist(), float(rng.uniform(0, 180)), 0, 360, rng.uniform(20, 235, 3).tolist(), -1, cv2.LINE_AA
+            canvas,
+            at.tolist(),
+            size.astype(int).tolist(),
+            float(rng.uniform(0, 180)),
+            0,
+            360,
+            rng.uniform(20, 235, 3).tolist(),
+            -1,
+            cv2.LINE_AA,
         )
     return canvas
 
@@ -251,7 +261,9 @@ def _features(draw: _Drawer, who: Person, face: _Expression) -> None:
         draw.line(brow, who.hair * 0.8, s["brow_thick"])
     tip, wide = s["nose_tip"], s["nose_wide"]
     for side in (-1, 1):
-        draw.line(np.array([(side * s["bridge"], -0.4), (side * s["bridge"] * 1.1, tip - 0.2), (side * wide, tip)]), who.skin * 0.84, 0.025, 1.08)
+        draw.line(
+            np.array([(side * s["bridge"], -0.4), (side * s["bridge"] * 1.1, tip - 0.2), (side * wide, tip)]), who.skin * 0.84, 0.025, 1.08
+        )
         draw.ellipse(side * wide * 0.55, tip + 0.05, wide * 0.28, 0.03, dark * 0.7, 0.0, 1.1)
     draw.ellipse(0, tip - 0.03, wide * 0.6, wide * 0.45, np.clip(who.skin * 1.06, 0, 255), 0.0, 1.15)
     middle, half = s["mouth_y"], s["mouth_wide"] * (1 + 0.2 * face.smile)
@@ -275,7 +287,15 @@ def _beard(draw: _Drawer, who: Person, rng: np.random.Generator) -> None:
     jaw, chin, mouth = s["jaw"] * s["width"], s["chin"], s["mouth_y"]
     if who.beard == "stubble":
         shade = who.skin * 0.78 + who.hair * 0.12
-        ring = [(-jaw * 1.02, 0.55), (-jaw * 0.5, chin * 0.98), (0, chin), (jaw * 0.5, chin * 0.98), (jaw * 1.02, 0.55), (0.36, mouth + 0.2), (-0.36, mouth + 0.2)]
+        ring = [
+            (-jaw * 1.02, 0.55),
+            (-jaw * 0.5, chin * 0.98),
+            (0, chin),
+            (jaw * 0.5, chin * 0.98),
+            (jaw * 1.02, 0.55),
+            (0.36, mouth + 0.2),
+            (-0.36, mouth + 0.2),
+        ]
         draw.polygon(np.array(ring), shade)
         return
     if who.beard in {"moustache", "full", "goatee"}:
@@ -286,7 +306,13 @@ def _beard(draw: _Drawer, who: Person, rng: np.random.Generator) -> None:
         draw.ellipse(0, (mouth + 0.22 + chin) / 2, 0.2, max(0.08, (chin - mouth - 0.16) / 2), colour)
     if who.beard == "full":
         for side in (-1, 1):
-            edge = [(side * s["width"] * 0.98, -0.05), (side * s["width"] * 0.99, 0.3), (side * jaw * 1.06, 0.75), (side * jaw * 0.5, chin * 1.03), (0, chin * 1.06)]
+            edge = [
+                (side * s["width"] * 0.98, -0.05),
+                (side * s["width"] * 0.99, 0.3),
+                (side * jaw * 1.06, 0.75),
+                (side * jaw * 0.5, chin * 1.03),
+                (0, chin * 1.06),
+            ]
             draw.polygon(np.array([*edge, (0, mouth + 0.22), (side * 0.36, mouth + 0.1), (side * 0.5, 0.5)]), colour, 0.6)
     del rng
 
@@ -296,7 +322,15 @@ def _hair_behind(draw: _Drawer, who: Person, rng: np.random.Generator) -> None:
     if who.style in {"long", "fringe"}:
         length = 1.5 if who.style == "long" else 0.5
         wide = s["width"] + s["volume"] + rng.normal(0, 0.02)
-        curve = [(-wide, length), (-wide * 1.02, -0.6), (-wide * 0.6, -1.45), (0, -1.62), (wide * 0.6, -1.45), (wide * 1.02, -0.6), (wide, length)]
+        curve = [
+            (-wide, length),
+            (-wide * 1.02, -0.6),
+            (-wide * 0.6, -1.45),
+            (0, -1.62),
+            (wide * 0.6, -1.45),
+            (wide * 1.02, -0.6),
+            (wide, length),
+        ]
         draw.polygon(np.array(curve), who.hair * 0.8, 0.1)
     if who.style in {"curly", "tall"}:
         grow = s["volume"]
@@ -355,6 +389,7 @@ def _photograph(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         out = np.repeat(out.mean(axis=2, keepdims=True), 3, axis=2)
     blur = abs(rng.normal(0, 0.8))
     if blur > 0.4:
-        out = cv2.GaussianBlur(out, (0, 0), float(blur))
+        out = np.asarray(cv2.GaussianBlur(out, (0, 0), float(blur)), np.float32)
     out = out + rng.standard_normal((side, side, 1), np.float32) * np.float32(abs(rng.normal(0, 5)))
-    return np.clip(out, 0, 255).astype(np.uint8)
+    shot: Pixels = np.clip(out, 0, 255).astype(np.uint8)
+    return shot

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import BadConfig
 from pipeline.fanout import fan_out
 from pipeline.receipts import Progress, atomic
-from pipeline.render import Pixels, Person, encode, person, render, render_no_face
+from pipeline.render import Person, Pixels, encode, person, render, render_no_face
 from pipeline.shards import ShardWriter, json_bytes, sample_id
 from pipeline.verification_bin import write_bin
 
@@ -42,8 +42,9 @@ _FIRST = (
 ).split()
 _LAST = "Al Bar Cor Dem El Far Gor Hol Ing Jor Kal Lin Mor Nor Or Pel Quin Ros Sol Tam Ul Var Wes Yal Zan Brac Cas Dun O'Kar Mc-Bel Trev Fen".split()
 _ENDS = (
-    "ano berg chuk dal enko ford gren holm ides jan kow lund mann nick oglu poulos quist rath sen tov umi vic wald yan zadeh ley ton ski eira ette oux iri".split()
-)
+    "ano berg chuk dal enko ford gren holm ides jan kow lund mann nick oglu poulos quist rath sen tov umi vic wald yan zadeh ley ton ski "
+    "eira ette oux iri"
+).split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +98,17 @@ def identity_items(settings: SyntheticCrawl, number: int) -> Iterator[Planted]:
     own = _who(settings, number)
     count = settings.images if number < settings.identities else 2
     rng = np.random.default_rng([settings.seed, 3, number])
-    wrong = round(settings.noise * count + rng.uniform(-0.5, 0.5)) if 0 < settings.noise and count > 2 else 0
+    wrong = round(settings.noise * count + rng.uniform(-0.5, 0.5)) if settings.noise > 0 and count > 2 else 0
     is_wrong = rng.permutation(count) < min(wrong, count - 1)
     for place in range(count):
         file = f"{place:04d}.jpg"
         if not is_wrong[place]:
-            yield Planted(file, _picture(settings, own, number, place), _name(settings, number), False, "clean")
+            yield Planted(file, _picture(settings, own, number, place), name_of(number), False, "clean")
         elif rng.random() < 0.6:
             other = (number + 1 + int(rng.integers(settings.identities - 1))) % settings.identities
             while _who(settings, other) == own:
                 other = (other + 1) % settings.identities
-            yield Planted(file, _picture(settings, _who(settings, other), number, place), _name(settings, other), True, "flip")
+            yield Planted(file, _picture(settings, _who(settings, other), number, place), name_of(other), True, "flip")
         else:
             stranger = _STRANGERS + number * 10_000 + place
             yield Planted(file, _picture(settings, stranger, number, place), f"stranger {stranger}", True, "stranger")
@@ -116,7 +117,7 @@ def identity_items(settings: SyntheticCrawl, number: int) -> Iterator[Planted]:
 
 
 def _special(settings: SyntheticCrawl, number: int, own: int, clean: int) -> Iterator[Planted]:
-    name, which = _name(settings, number), number % _SPECIAL_EVERY
+    name, which = name_of(number), number % _SPECIAL_EVERY
     rng = np.random.default_rng([settings.seed, 4, number])
     original = _picture(settings, own, number, clean)
     if which == 1:
@@ -130,8 +131,7 @@ def _special(settings: SyntheticCrawl, number: int, own: int, clean: int) -> Ite
         yield Planted("empty.jpg", b"", None, True, "empty")
     elif which == 5:
         before = number - 1
-        items = list(identity_items(SyntheticCrawl(**{**settings.__dict__}), before))
-        shared = next(item for item in items if item.kind == "clean")
+        shared = next(item for item in identity_items(settings, before) if item.kind == "clean")
         yield Planted("shared.jpg", shared.content, shared.true_identity, True, "shared")
     elif which == 6:
         for place in range(2):
@@ -143,11 +143,6 @@ def _special(settings: SyntheticCrawl, number: int, own: int, clean: int) -> Ite
 def _who(settings: SyntheticCrawl, number: int) -> int:
     """The person of an identity: number 8 of every 25 is the same person as number 7, under a second name."""
     return number - 1 if number % _SPECIAL_EVERY == 8 and number < settings.identities and settings.identities >= 10 else number
-
-
-def _name(settings: SyntheticCrawl, number: int) -> str:
-    del settings
-    return name_of(number)
 
 
 def _pixels(settings: SyntheticCrawl, who: int, number: int, place: int) -> Pixels:
@@ -241,7 +236,7 @@ def tar_part(part: _Part) -> None:
 
 def _identities(part: _Part) -> Iterator[tuple[int, str]]:
     last = min(part.first + _PER_PART, part.settings.folders)
-    return ((number, _name(part.settings, number)) for number in range(part.first, last))
+    return ((number, name_of(number)) for number in range(part.first, last))
 
 
 def _rows_file(part: _Part) -> Path:

@@ -55,7 +55,9 @@ class AngleHistogram:
         """Count the angles of one part. NaN (no evidence) is left out. Raises ValueError for an angle outside 0..180 degrees."""
         known_N = angle_deg_N[~angle_deg_N.isnan()].detach().cpu()
         if len(known_N) and (known_N.min() < 0 or known_N.max() > 180):
-            raise ValueError(f"angles must be in 0..180 degrees, got {float(known_N.min()):g}..{float(known_N.max()):g}: radians or cosines?")
+            raise ValueError(
+                f"angles must be in 0..180 degrees, got {float(known_N.min()):g}..{float(known_N.max()):g}: radians or cosines?"
+            )
         bin_N = (known_N / BIN_DEG).long().clamp_max(NUM_BINS - 1)
         self.counts = self.counts + torch.bincount(bin_N, minlength=NUM_BINS)
 
@@ -120,8 +122,11 @@ class Calibration:
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
         """The calibration that `to_dict` wrote. Raises ValueError when a field is missing or unknown."""
         if set(stored) != set(cls.__dataclass_fields__):
-            raise ValueError(f"not a stored calibration: wanted fields {sorted(cls.__dataclass_fields__)}, got {sorted(stored)}: fit it again")
-        return cls(**{name: tuple(value) if isinstance(value, Sequence) else value for name, value in stored.items()})
+            raise ValueError(
+                f"not a stored calibration: wanted fields {sorted(cls.__dataclass_fields__)}, got {sorted(stored)}: fit it again"
+            )
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, Sequence) else value for name, value in stored.items()}
+        return cls(**values)
 
 
 def fit_calibration(own: AngleHistogram, null: AngleHistogram) -> Calibration:
@@ -294,7 +299,8 @@ def _attracted(null_B: Tensor, mean_deg: float) -> Tensor:
     reach = 2 * NUM_BINS  # room enough that nothing wraps around
     spectrum = torch.fft.rfft(null_B.flip(0), reach) * torch.fft.rfft(amount_2B, reach)
     moved_2B = torch.fft.irfft(spectrum, reach)[:, :NUM_BINS].flip(1).clamp_min(0.0)
-    return moved_2B / moved_2B.sum(dim=1, keepdim=True)
+    density_2B: Tensor = moved_2B / moved_2B.sum(dim=1, keepdim=True)
+    return density_2B
 
 
 def _misfit(counts_B: Tensor, density_B: Tensor) -> float:

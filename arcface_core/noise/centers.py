@@ -53,7 +53,9 @@ def vote(nearest_N: Tensor, class_index_N: Tensor, num_classes: int, num_subcent
     voted_N = nearest_N >= 0
     index_N, nearest_N = class_index_N[voted_N].long(), nearest_N[voted_N].long()
     if len(index_N) and (index_N.min() < 0 or index_N.max() >= num_classes or nearest_N.max() >= num_subcenters):
-        raise ValueError(f"a vote lies outside the {num_classes} x {num_subcenters} sub-centers: were these samples judged by another head?")
+        raise ValueError(
+            f"a vote lies outside the {num_classes} x {num_subcenters} sub-centers: were these samples judged by another head?"
+        )
     counts = torch.bincount(index_N * num_subcenters + nearest_N, minlength=num_classes * num_subcenters)
     return counts.view(num_classes, num_subcenters)
 
@@ -70,9 +72,7 @@ def dominant_centers(centers_CKD: Tensor, dominant_C: Tensor) -> Tensor:
     return chosen_CD.masked_fill((dominant_C < 0)[:, None], 0.0)
 
 
-def rival(
-    embeddings_ND: Tensor, class_index_N: Tensor, dominant_CD: Tensor, *, present_C: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def rival(embeddings_ND: Tensor, class_index_N: Tensor, dominant_CD: Tensor, *, present_C: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Index (int64) and angle (degrees) of the OTHER identity whose dominant sub-center is nearest to each sample, both [N].
 
     `present_C` (bool) says which identities take part; by default those whose row is not zero. Ties to the lowest index in the exact search.

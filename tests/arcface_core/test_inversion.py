@@ -208,7 +208,7 @@ def test_priors_do_what_they_are_for() -> None:
         done = invert(net, centers(), input_px=PX, steps=60, seed=0, device="cpu", bn_weight=weight)
         with _batchnorm_gaps(net) as gaps:
             net((done.images.float() - 127.5) / 127.5)
-        gap.append(float(torch.stack(gaps).sum()))
+        gap.append(float(torch.stack(gaps).sum().detach()))
     assert gap[1] < gap[0]
 
 
@@ -249,7 +249,7 @@ def test_a_gpu_finds_the_same_angles() -> None:
         (centers(), {"init": torch.zeros(BATCH, 3, PX, PX + 1)}, r"init must be \(4, 3, 16, 16\)"),
         (centers(), {"init": torch.full((BATCH, 3, PX, PX), 200.0)}, "divide by 127.5"),
         (centers(), {"init": torch.full((BATCH, 3, PX, PX), math.nan)}, "divide by 127.5"),
-        (centers(), {"learning_rate": math.inf}, "lower learning_rate"),
+        (centers(), {"tv_weight": math.inf}, "lower learning_rate"),
     ],
 )
 def test_bad_arguments_are_refused(given: Tensor, changes: dict[str, object], message: str) -> None:

@@ -140,7 +140,7 @@ def _decode(item: Item, config: IngestConfig) -> tuple[str, str | None, tuple[in
         return "truncated" if truncated else "undecodable", f"{type(error).__name__}: {error}"[:300], size, None
 
 
-def _quiet() -> warnings.catch_warnings[None]:
+def _quiet() -> "warnings.catch_warnings[None]":
     """No warnings: on the size of a picture we decide ourselves, and a damaged EXIF block is no reason to lose it."""
     return warnings.catch_warnings(action="ignore")
 

@@ -26,11 +26,11 @@ def claimed(crawl: Path, run: RunLayout) -> Iterator[None]:
 
     Raises StaleInput: when it belongs to another crawl, when it is no run folder and not empty, when another process works in it.
     """
+    if run.root.exists() and not run.root.is_dir():
+        raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
     owner = _owner(run)
     if owner is not None and owner != str(crawl.resolve()):
         raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
-    if owner is None and run.root.exists() and not run.root.is_dir():
-        raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
     if owner is None and run.root.is_dir() and any(path.name != _LOCK for path in run.root.iterdir()):
         raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
     run.root.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def _owner(run: RunLayout) -> str | None:
         return str(json.loads(run.run_json.read_text("utf-8"))["crawl"])
     except FileNotFoundError:
         return None
-    except (NotADirectoryError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise StaleInput(f"{run.run_json} is damaged or not ours. Give another run folder, or remove this one.") from error
 
 

@@ -209,7 +209,7 @@ def _items(group: list[tuple[str, str, bytes | None]]) -> Iterator[TarItem]:
 
 
 def _only_zeros(file: Any, start: int) -> bool:
-    file.seek(max(0, start - _BLOCK))
+    file.seek(start)
     while block := file.read(1 << 20):
         if block.strip(b"\0"):
             return False

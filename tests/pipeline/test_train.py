@@ -1,0 +1,208 @@
+"""Training on shards: batches in a fixed order, a killed training that ends the same, selections by the round before, weights to start from."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from arcface_core.backbones import build_backbone
+from pipeline import tables
+from pipeline.config import Config, load
+from pipeline.embed import embed, read_embeddings
+from pipeline.errors import BadCheckpoint, BadConfig, BadCrawl
+from pipeline.ingest import ingest
+from pipeline.loading import CropStream
+from pipeline.models import load_into, load_tensors, pick_device
+from pipeline.receipts import run_stage
+from pipeline.train import held_out, is_held_out, read_classes, train
+
+SMALL = ["train.epochs=2", "train.input_px=16", "train.embedding_dim=16", "train.batch_size=16", "workers=1", "ingest.samples_per_shard=20"]
+
+
+def config(*changed: str) -> Config:
+    return load(preset="demo", overrides=[*SMALL, *changed])
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_crawl: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "raw"
+    ingest(tiny_crawl[0], folder, config())
+    return folder
+
+
+def selection(raw: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for number, path in enumerate(sorted(raw.glob("raw-*.parquet"))):
+        rows = pq.read_table(path, filters=[("status", "=", "ok")])
+        chosen = pa.table(
+            {
+                "crop_offset": rows["crop_offset"],
+                "crop_size": rows["crop_size"],
+                "class_index": pa.array([number] * rows.num_rows, pa.int32()),
+            }
+        )
+        pq.write_table(chosen, folder / path.name)
+    return folder
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_an_epoch_has_every_sample_once_and_may_be_begun_anywhere(raw: Path, tmp_path: Path, cache_bytes: int) -> None:
+    stream = CropStream(selection(raw, tmp_path / "s"), raw, input_px=16, batch_size=7, seed=1, shuffle_buffer=30, cache_bytes=cache_bytes)
+    whole = list(stream.batches(0))
+    assert len(whole) == stream.steps_per_epoch == stream.samples // 7
+    later = list(stream.batches(0, skip=5))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[5:], later, strict=True))
+    seen = Counter(bytes(image.numpy().tobytes()) for images, _ in whole for image in images)
+    assert len(seen) > 0.9 * 7 * len(whole), "no sample is drawn twice (planted copies apart)"
+    other = list(stream.batches(1))
+    assert not torch.equal(torch.cat([index for _, index in whole]), torch.cat([index for _, index in other]))
+
+
+def test_classes_are_sorted_and_leave_out_the_held_out(raw: Path, tmp_path: Path) -> None:
+    settings = config("evaluate.holdout=0.3")
+    receipt = train(raw, tmp_path / "t", settings)
+    names, centers_CKD = read_classes(tmp_path / "t")
+    hidden = held_out(raw, settings)["identity"].to_pylist()
+    assert names == sorted(names) and hidden and not set(hidden) & set(names)
+    assert centers_CKD.shape == (len(names), 3, 16)
+    assert torch.allclose(centers_CKD.norm(dim=2), torch.ones(len(names), 3), atol=1e-5)
+    assert receipt.counts["identities"] == len(names)
+    assert train(raw, tmp_path / "t", settings).reused
+
+
+def test_holding_out_follows_the_name_alone() -> None:
+    names = [f"Person {n}" for n in range(4000)]
+    chosen = [name for name in names if is_held_out(name, share=0.1, seed=0)]
+    assert 300 < len(chosen) < 500
+    assert set(chosen) <= {name for name in names if is_held_out(name, share=0.2, seed=0)}
+    assert not any(is_held_out(name, share=0.0, seed=0) for name in names)
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+from pipeline.config import load
+from pipeline.train import train
+torch_threads = __import__("torch").set_num_threads(1)
+slow = float(sys.argv[3])
+def progress(done, total):
+    print(done, flush=True)
+    __import__("time").sleep(slow)
+train(Path(sys.argv[1]), Path(sys.argv[2]), load(preset="demo", overrides=sys.argv[4:]), progress=progress)
+"""
+
+
+def _train_process(raw: Path, out: Path, slow: float) -> "subprocess.Popen[str]":
+    options = [*SMALL, "train.checkpoint_steps=1", "device=cpu"]
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _TRAIN, str(raw), str(out), str(slow), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_training_killed_at_any_step_ends_with_the_same_weights(raw: Path, tmp_path: Path) -> None:
+    whole = _train_process(raw, tmp_path / "whole", 0)
+    assert whole.wait(120) == 0
+    victim = _train_process(raw, tmp_path / "killed", 0.3)
+    assert victim.stdout is not None
+    for line in victim.stdout:
+        if int(line) == 4:
+            os.killpg(victim.pid, signal.SIGKILL)
+            break
+    victim.wait(60)
+    assert not (tmp_path / "killed").exists()
+    again = _train_process(raw, tmp_path / "killed", 0)
+    steps = again.communicate(timeout=120)[0].split()
+    assert again.returncode == 0 and int(steps[0]) > 1, "it went on, it did not begin anew"
+    for name in ("backbone.safetensors", "head.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    losses = [pq.read_table(tmp_path / name / "metrics.parquet")["loss"].to_pylist() for name in ("whole", "killed")]
+    assert losses[0] == losses[1]
+    assert whole.stdout is not None
+    whole.stdout.close()
+    victim.stdout.close()
+
+
+def test_the_next_round_trains_on_what_was_kept_with_one_center(raw: Path, tmp_path: Path) -> None:
+    """Noise tables that drop a whole identity: it is not trained on, and K is 1."""
+    dropped: set[str] = set()
+
+    def judged(folder: Path) -> dict[str, int | float | str | bool | None]:
+        for path in sorted(raw.glob("raw-*.parquet")):
+            rows = pq.read_table(path, filters=[("status", "=", "ok")]).to_pylist()
+            dropped.add(rows[0]["identity"]) if not dropped else None
+            noise = [row | {"verdict": "drop" if row["identity"] in dropped else "keep", "reason": "x"} for row in rows]
+            pq.write_table(
+                pa.Table.from_pylist([{name: row.get(name) for name in tables.NOISE.names} for row in noise], schema=tables.NOISE),
+                folder / path.name,
+            )
+        return {}
+
+    run_stage(tmp_path / "noise", stage="isolate", mark="0" * 64, work=judged)
+    train(raw, tmp_path / "t", config("evaluate.holdout=0"), noise=tmp_path / "noise")
+    names, centers_CKD = read_classes(tmp_path / "t")
+    assert not dropped & set(names) and len(names) > 5 and centers_CKD.shape[1] == 1
+
+
+def test_embeddings_are_unit_vectors_of_every_usable_sample_and_ignore_mirroring(raw: Path, tmp_path: Path) -> None:
+    train(raw, tmp_path / "t", config())
+    embed(raw, tmp_path / "t", tmp_path / "e", config())
+    found: list[str] = []
+    for path in sorted((tmp_path / "e").glob("raw-*.parquet")):
+        uris, _, quality, vectors = read_embeddings(path)
+        found += uris
+        assert torch.allclose(torch.from_numpy(vectors.copy()).norm(dim=1), torch.ones(len(uris)), atol=1e-5) and (quality > 0).all()
+    usable = [
+        uri for path in raw.glob("raw-*.parquet") for uri in pq.read_table(path, filters=[("status", "=", "ok")])["source_uri"].to_pylist()
+    ]
+    assert sorted(found) == sorted(usable)
+
+
+def test_weights_to_start_from(raw: Path, tmp_path: Path) -> None:
+    """safetensors and insightface's .pt alike; what does not fit, or is no weights at all, is named before training."""
+    torch.manual_seed(3)
+    net = build_backbone("tiny", embedding_dim=16, input_px=16)
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    torch.save({f"module.{name}": tensor for name, tensor in net.state_dict().items()}, tmp_path / "w.pt")
+    other = build_backbone("tiny", embedding_dim=16, input_px=16)
+    for name in ("w.safetensors", "w.pt"):
+        load_into(other, tmp_path / name)
+        assert torch.equal(other.get_parameter("fc.weight"), net.get_parameter("fc.weight"))
+    train(raw, tmp_path / "t", config(f"train.init={tmp_path / 'w.pt'}", "train.epochs=1"))
+    with pytest.raises(BadCheckpoint, match=r"does not fit the backbone \(shape: fc\.weight"):
+        load_into(build_backbone("tiny", embedding_dim=8, input_px=16), tmp_path / "w.pt")
+    with pytest.raises(BadCheckpoint, match="There are no weights at"):
+        train(raw, tmp_path / "u", config(f"train.init={tmp_path / 'none.pt'}"))
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(BadCheckpoint, match="damaged, or no weights file"):
+        load_tensors(tmp_path / "text.safetensors")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch pwned",)
+
+
+def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": _Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(BadCheckpoint, match="holds more than tensors"):
+        load_tensors(tmp_path / "evil.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_nothing_to_train_on_is_said(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadCrawl, match=r"0 identities have 100 or more samples"):
+        train(raw, tmp_path / "t", config("train.min_samples=100"))
+    with pytest.raises(BadConfig, match="There is no device 'gpu0'"):
+        pick_device("gpu0")

@@ -1,0 +1,209 @@
+"""The whole flow on a small crawl: everything accounted for, the truth never read, a second run that does nothing, a change that redoes its own."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+from prefect.testing.utilities import prefect_test_harness
+
+from flows import cli
+from flows.purify import purify
+from pipeline import tables
+from pipeline.config import Config, load
+from pipeline.errors import BadInput, HeadNotLearned, StaleInput
+from pipeline.score import score
+
+OPTIONS = [
+    "train.epochs=10",
+    "train.input_px=32",
+    "train.embedding_dim=32",
+    "train.batch_size=32",
+    "train.learning_rate=0.05",
+    "isolate.judge_anyway=true",
+    "isolate.rule=angle",
+    "evaluate.holdout=0.2",
+    "evaluate.pairs=60",
+    "evaluate.folds=5",
+    "audit.identities=3",
+    "audit.inversion_steps=3",
+    "ingest.samples_per_shard=40",
+    "export.samples_per_shard=25",
+    "workers=1",
+]
+
+
+def config(*changed: str) -> Config:
+    return load(preset="demo", overrides=[*OPTIONS, *changed])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_crawl: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """(crawl, run, record): the truth table is out of reach while the flow runs."""
+    crawl, truth = tiny_crawl
+    hidden = truth.rename(truth.with_name("hidden"))
+    run = tmp_path_factory.mktemp("end") / "run"
+    hidden.chmod(0)
+    record = purify(crawl, run, config())
+    hidden.chmod(0o600)
+    hidden.rename(truth)
+    return crawl, run, record
+
+
+def stages(record: dict[str, Any]) -> dict[str, bool]:
+    return {stage["stage"]: stage["reused"] for stage in record["stages"]}
+
+
+def manifest(run: Path) -> pd.DataFrame:
+    return pd.read_parquet(run / "manifest")
+
+
+def test_every_file_of_the_crawl_has_one_row(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    crawl, run, record = finished
+    files = sorted(str(path.relative_to(crawl)) for path in crawl.rglob("*") if path.is_file())
+    rows = manifest(run)
+    assert sorted(rows["source_uri"]) == files
+    assert set(rows["verdict"]) <= set(tables.VERDICTS) and set(rows["status"]) <= set(tables.STATUSES)
+    assert (rows.loc[rows["status"] != "ok", "decided_by"] == "ingest").all()
+    assert (rows.loc[rows["status"] == "ok", "decided_by"] == "rule:angle").all() and (rows.loc[rows["status"] == "ok", "round"] == 2).all()
+    for path in (run / "manifest").glob("*.parquet"):
+        tables.check(path, tables.MANIFEST)
+    assert record["finished"] and json.loads((run / "run.json").read_text())["stages"] == record["stages"]
+
+
+def test_the_rule_can_be_judged_again_from_the_manifest(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    rows = manifest(finished[1]).query("status == 'ok'")
+    alone = rows.groupby("identity")["identity"].transform("size") == 1
+    assert ((rows["verdict"] == "keep") == ((rows["angle_deg"] <= 75.0) & ~alone)).all()
+
+
+def test_clean_shards_hold_exactly_what_was_kept_and_bare_webdataset_reads_them(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, run, _ = finished
+    facts = json.loads((run / "clean" / "dataset.json").read_text())
+    identities = pq.read_table(run / "clean" / "identities.parquet").to_pylist()
+    names = {row["class_index"]: row["identity"] for row in identities}
+    kept = manifest(run).query("verdict == 'keep'").set_index("sample_id")
+    seen = {}
+    for shard in facts["shards"]:
+        path = run / "clean" / shard["name"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
+        for sample in wds.WebDataset(str(path), shardshuffle=False).decode("rgb8"):
+            seen[sample["__key__"]] = names[sample["cls"]]
+            assert sample["jpg"].shape == (112, 112, 3) and sample["json"]["identity"] == names[sample["cls"]]
+            assert kept.loc[sample["__key__"], "clean_shard"] == path.stem
+    assert seen == kept["clean_identity"].to_dict() and len(seen) == facts["samples"]
+    assert sorted(names) == list(range(len(names)))
+
+
+def test_the_page_and_the_evaluation_are_there(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, run, _ = finished
+    page = (run / "audit" / "index.html").read_text()
+    assert (
+        "<svg" in page
+        and "http://" not in page.replace("http://www.w3.org", "")
+        and len(list((run / "audit" / "images").glob("*.png"))) == 3
+    )
+    metrics = pq.read_table(run / "evaluation" / "metrics.parquet").to_pandas()
+    assert set(metrics["backbone"]) == {"round-1", "round-2"} and set(metrics["dataset"]) >= {"held-out"}
+
+
+def test_a_second_run_does_nothing(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    crawl, run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name not in {"run.json", ".lock"}}
+    again = purify(crawl, run, config())
+    assert all(stages(again).values())
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name not in {"run.json", ".lock"}}
+
+
+def test_a_change_redoes_what_depends_on_it_and_nothing_else(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    crawl, run, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    reused = stages(purify(crawl, tmp_path / "run", config("isolate.max_angle_deg=70", "rounds=1")))
+    assert {name for name, same in reused.items() if same} == {"ingest", "round 1 train", "round 1 embed"}
+    assert not (tmp_path / "run" / "rounds" / "2").exists(), "no report may speak of a round that these settings do not have"
+    reused = stages(purify(crawl, tmp_path / "run", config("isolate.max_angle_deg=70", "rounds=1", "audit.faces=5")))
+    assert {name for name, same in reused.items() if not same} == {"audit"}
+
+
+def test_the_score_against_the_truth(finished: tuple[Path, Path, dict[str, Any]], tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run, _ = finished
+    found = score(run, tiny_crawl[1])
+    rows = manifest(run).query("status == 'ok'").merge(pd.read_parquet(tiny_crawl[1]), left_on="source_uri", right_on="item")
+    assert found.samples == len(rows) and found.noise_before == pytest.approx(rows["is_noise"].mean())
+    removed = rows["verdict"] != "keep"
+    assert found.precision == pytest.approx(rows.loc[removed, "is_noise"].mean())
+    assert found.recall == pytest.approx(removed[rows["is_noise"]].mean())
+    assert set(found.auroc_by_round) == {1, 2}
+    half = pq.read_table(tiny_crawl[1]).slice(0, 30)
+    pq.write_table(half, tmp_path / "half.parquet")
+    with pytest.raises(BadInput, match="Give the truth table that was written with this crawl"):
+        score(run, tmp_path / "half.parquet")
+
+
+def test_bare_duckdb_reads_the_manifest(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, run, record = finished
+    with duckdb.connect() as db:
+        found = db.execute("SELECT count(*) FROM read_parquet(?)", [str(run / "manifest" / "*.parquet")]).fetchone()
+    assert found == (record["stages"][0]["counts"]["items"],)
+
+
+def test_a_head_that_told_nobody_apart_judges_nobody(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
+    lazy = config("train.learning_rate=1e-9", "train.epochs=1", "isolate.judge_anyway=false")
+    with pytest.raises(HeadNotLearned, match="--init"):
+        purify(tiny_crawl[0], tmp_path / "run", lazy)
+    noise = pd.concat(pd.read_parquet(path) for path in (tmp_path / "run" / "rounds" / "1" / "noise").glob("*.parquet"))
+    assert set(noise["verdict"]) == {"review"} and set(noise["reason"]) == {"head_not_learned"}
+    assert not (tmp_path / "run" / "clean").exists()
+
+
+def test_another_crawl_does_not_get_this_run(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(StaleInput, match="the run of another crawl"):
+        purify(tmp_path, finished[1], config())
+
+
+def test_parameters_are_validated_before_anything_runs(tmp_path: Path) -> None:
+    from prefect.exceptions import ParameterTypeError
+
+    with pytest.raises(ParameterTypeError, match="max_angle_deg"):
+        purify(tmp_path, tmp_path / "run", {"isolate": {"max_angle_deg": 999}})
+    assert not (tmp_path / "run").exists()
+
+
+def test_command_line(finished: tuple[Path, Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    crawl, run, record = finished
+
+    def said(*argv: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(argv))
+        assert stop.value.code in (0, None), capsys.readouterr()
+        return capsys.readouterr().out
+
+    assert "noisiest" in said("report", str(run))
+    assert str(record["stages"][0]["counts"]["ok"]) in said("report", str(run), "verdicts") and "truncated" in said("report", str(run), "summary")
+    assert said("query", str(run), "select count(*) as n from manifest", "--format", "csv").split() == ["n", str(len(manifest(run)))]
+    assert "to do" in said("run", str(crawl), str(tmp_path / "new"), "--preset", "demo", "--dry-run") and not (tmp_path / "new").exists()
+    for argv, code, message in (
+        (["run", str(crawl), str(run), "--set", "isolate.max_angel_deg=3"], 2, "Did you mean 'isolate.max_angle_deg'"),
+        (["run", str(tmp_path / "no"), str(tmp_path / "new")], 1, "There is no crawl at"),
+        (["query", str(run), "drop table manifest"], 1, "one SELECT statement"),
+        (["report", str(tmp_path)], 0, ""),
+        (["report", str(tmp_path), "summary"], 1, "has no manifest yet"),
+        (["synthesize", str(crawl), str(tmp_path / "t.parquet")], 1, "is there already"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(argv)
+        assert (stop.value.code or 0) == code
+        assert message in capsys.readouterr().err.replace("\n", " ")

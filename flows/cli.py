@@ -260,7 +260,8 @@ def _print(answer: "pa.Table", form: str) -> None:
     table = Table(*answer.column_names)
     for row in answer.to_pylist():
         table.add_row(*(_cell(value) for value in row.values()))
-    _out.print(table)
+    # Into a file or a pipe nothing is cut; on a screen rich fits the columns to it.
+    (_out if _out.is_terminal else Console(width=400)).print(table)
 
 
 def _cell(value: Any) -> str:

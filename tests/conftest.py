@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+torch.set_num_threads(1)  # tests work on small tensors, where a second thread only waits for the first
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 
 

@@ -90,7 +90,7 @@ def person(seed: int, number: int) -> Person:
         shape={name: float(rng.uniform(low, high)) for name, (low, high) in _SHAPE.items()},
         marks=np.column_stack([rng.uniform(-0.6, 0.6, 3), rng.uniform(-0.3, 0.9, 3), rng.uniform(0.02, 0.06, 3)])[: rng.integers(0, 4)],
         freckles=np.column_stack([rng.normal(0, 0.4, 24), rng.normal(0.1, 0.15, 24)])[: 24 * int(rng.random() < 0.2)],
-        glasses_chance=float(rng.choice([0.05, 0.15, 0.7])),
+        glasses_chance=float(rng.choice([0.05, 0.1, 0.8])),
     )
 
 
@@ -98,7 +98,7 @@ class _Pose:
     """Where points of the face come to lie in the picture."""
 
     def __init__(self, rng: np.random.Generator, size_px: int) -> None:
-        self.yaw, self.pitch = np.radians(np.clip(rng.normal(0, 13, 2) * (1, 0.6), -32, 32))
+        self.yaw, self.pitch = np.radians(np.clip(rng.normal(0, 10, 2) * (1, 0.6), -28, 28))
         roll = np.radians(rng.normal(0, 4))
         self._turn = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
         self.scale = _UNIT * size_px * _SUPER * rng.uniform(0.93, 1.07)
@@ -126,7 +126,7 @@ def render(who: Person, rng: np.random.Generator, size_px: int = 112) -> Pixels:
     _hair_before(drawer, who, rng)
     if rng.random() < who.glasses_chance:
         _glasses(drawer, who, rng)
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         _occlusion(drawer, rng)
     small = cv2.resize(canvas, (size_px, size_px), interpolation=cv2.INTER_AREA)
     return _photograph(np.asarray(small, np.uint8), rng)
@@ -378,18 +378,18 @@ def _occlusion(draw: _Drawer, rng: np.random.Generator) -> None:
 def _photograph(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Light, camera and its faults."""
     side = len(pixels)
-    strength, angle = rng.uniform(0, 0.45), rng.uniform(0, 2 * np.pi)
+    strength, angle = rng.uniform(0, 0.4), rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
     light = 1 + np.float32(strength) * (np.float32(np.cos(angle)) * ramp[None, :] + np.float32(np.sin(angle)) * ramp[:, None])
-    gain = (rng.uniform(0.65, 1.25) * (1 + rng.normal(0, 0.07, 3))).astype(np.float32)
+    gain = (rng.uniform(0.7, 1.15) * (1 + rng.normal(0, 0.05, 3))).astype(np.float32)
     out = pixels.astype(np.float32) * light[:, :, None] * gain
     contrast = np.float32(rng.uniform(0.75, 1.2))
     out = (out - 110) * contrast + 110
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         out = np.repeat(out.mean(axis=2, keepdims=True), 3, axis=2)
-    blur = abs(rng.normal(0, 0.8))
+    blur = abs(rng.normal(0, 0.6))
     if blur > 0.4:
         out = np.asarray(cv2.GaussianBlur(out, (0, 0), float(blur)), np.float32)
-    out = out + rng.standard_normal((side, side, 1), np.float32) * np.float32(abs(rng.normal(0, 5)))
+    out = out + rng.standard_normal((side, side, 1), np.float32) * np.float32(abs(rng.normal(0, 4)))
     shot: Pixels = np.clip(out, 0, 255).astype(np.uint8)
     return shot

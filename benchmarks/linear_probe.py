@@ -9,7 +9,7 @@ from sklearn.linear_model import RidgeClassifier
 
 from pipeline.render import person, render
 
-IDENTITIES, IMAGES, SEEDS = 50, 40, 3
+IDENTITIES, IMAGES, SEEDS = 150, 40, 3
 
 
 def accuracy(seed: int) -> float:

@@ -99,10 +99,10 @@ class _Pose:
 
     def __init__(self, rng: np.random.Generator, size_px: int) -> None:
         self.yaw, self.pitch = np.radians(np.clip(rng.normal(0, 10, 2) * (1, 0.6), -28, 28))
-        roll = np.radians(rng.normal(0, 4))
+        roll = np.radians(rng.normal(0, 7))
         self._turn = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
-        self.scale = _UNIT * size_px * _SUPER * rng.uniform(0.93, 1.07)
-        self._middle = np.array([56.0, 68.0]) / 112 * size_px * _SUPER + rng.normal(0, 1.6, 2) * _SUPER * size_px / 112
+        self.scale = _UNIT * size_px * _SUPER * rng.uniform(0.88, 1.12)
+        self._middle = np.array([56.0, 68.0]) / 112 * size_px * _SUPER + rng.normal(0, 3.5, 2) * _SUPER * size_px / 112
 
     def __call__(self, points: Points, depth: float = 1.0) -> Points:
         x, y = points[..., 0], points[..., 1]

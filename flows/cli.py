@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,12 +197,13 @@ def query(run: Path, sql: str, *, format: Annotated[Literal["table", "csv", "jso
 
 
 def _purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
+    started = time.perf_counter()
     from flows.purify import purify
     from pipeline.ingest import recognise
 
     recognise(crawl)  # before Prefect's server takes its half a minute to start
     record: dict[str, Any] = purify(crawl, run, config)
-    return record
+    return record | {"wall_seconds": time.perf_counter() - started}
 
 
 def _render_once(wanted: dict[str, Any], made: Path) -> None:
@@ -246,8 +248,15 @@ def _summarise(record: dict[str, Any], run: Path) -> None:
     for row in summary(record):
         table.add_row(str(row["what"]), str(row["value"]))
     _out.print(table)
-    _out.print(f"\n{record['seconds']:.0f} s. Look at [bold]{run / 'audit' / 'index.html'}[/bold]", highlight=False)
-    _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}    Ask: purify report {run} noisiest", highlight=False)
+    stages = sum(stage["seconds"] for stage in record["stages"] if not stage["reused"])
+    rest = record["wall_seconds"] - stages
+    _out.print(
+        f"\n{record['wall_seconds']:.0f} s: {stages:.0f} s in stages, {rest:.0f} s for Prefect, its server's start and imports",
+        highlight=False,
+    )
+    _out.print(f"Look at [bold]{run / 'audit' / 'index.html'}[/bold]", highlight=False, soft_wrap=True)
+    _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
+    _out.print(f"Ask: purify report {run} noisiest", highlight=False, soft_wrap=True)
 
 
 def _print(answer: "pa.Table", form: str) -> None:

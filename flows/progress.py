@@ -4,7 +4,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -30,10 +32,13 @@ def shown(stage: str) -> Iterator[Report]:
             if (now - told < _PREFECT_EVERY_S and done < total) or now - started < _PREFECT_EVERY_S:
                 return
             told, percent = now, 100.0 * done / max(total, 1)
-            if artifact is None:
-                artifact = create_progress_artifact(progress=percent, key=_key(stage), description=stage)
-            else:
-                update_progress_artifact(artifact_id=artifact, progress=percent)
+            try:
+                if artifact is None:
+                    artifact = create_progress_artifact(progress=percent, key=_key(stage), description=stage)
+                else:
+                    update_progress_artifact(artifact_id=artifact, progress=percent)
+            except (HTTPError, PrefectException) as error:  # hours of training do not depend on a server that is slow to answer
+                console.print(f"Prefect was not told of the progress: {type(error).__name__}", highlight=False)
 
         yield report
 

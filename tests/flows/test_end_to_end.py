@@ -209,3 +209,27 @@ def test_command_line(finished: tuple[Path, Path, dict[str, Any]], capsys: pytes
             cli.main(argv)
         assert (stop.value.code or 0) == code
         assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's first command, made small: relative folder, score at the end, and a second call that renders and trains nothing."""
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "--identities",
+        "10",
+        "--images",
+        "8",
+        *(part for option in OPTIONS for part in ("--set", option)),
+        "--set",
+        "evaluate.holdout=0",
+    ]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["demo", "here", *small])
+        assert not stop.value.code
+        printed = capsys.readouterr()
+        assert "Against the planted truth: precision" in printed.out and "here/run/audit/index.html" in printed.out
+    assert "ingest already done" in printed.err and "render the crawl" not in printed.err
+    assert (tmp_path / "here" / "run" / "audit" / "index.html").is_file()
+    metrics = pq.read_table(tmp_path / "here" / "run" / "evaluation" / "metrics.parquet").to_pandas()
+    assert set(metrics["dataset"]) == {"unseen"}, "nobody is held out; people whom the crawl does not know are compared"

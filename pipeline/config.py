@@ -100,8 +100,18 @@ class IsolateConfig:
     rule: Rule = "calibrated"
     max_angle_deg: Degrees = 75.0
     max_noise_probability: Fraction = 0.5
-    relabel_angle_deg: Degrees = 50.0
-    """A dropped sample this near to another identity's dominant sub-center is proposed for it."""
+    max_noise: Fraction | None = None
+    """Rule `calibrated`: the share of noise wanted among the kept, at most; sets `max_noise_probability` from the crawl."""
+    min_retention: Fraction | None = None
+    """Rule `calibrated`: the share of the clean samples to keep, at least; sets `max_noise_probability`, unless `max_noise` does."""
+    relabel_angle_deg: Degrees | None = None
+    """A dropped sample this near to another identity's consensus is proposed for it; unset, where the calibration is 90 % sure."""
+    relabel_gap_deg: Degrees = 18.0
+    """... and nearer than to any third identity by this much: some identity is always near to a stranger."""
+    duplicate_angle_deg: Degrees = 12.0
+    """Two samples of an identity within this angle are one photograph."""
+    drop_near_duplicates: bool = True
+    """Keep one of each set of near duplicates, the one nearest to the consensus."""
     judge_anyway: bool = False
     """Judge even by a head that did not learn to tell identities apart."""
 

@@ -1,46 +1,49 @@
-"""Who is noise: dominant sub-centers by vote, angles to them, and a verdict for every sample, with all the raw angles.
+"""Who is noise: evidence for every sample, calibrated on the crawl itself, and a verdict with its reason.
 
-Two passes over the embeddings (vote, then angles), then one over the angles alone (calibrate and judge). Memory holds the centers and one
-part. Identities that the head was not trained on, held out or too small, get their centers from their own embeddings, so all are judged.
+`evidence.py` gathers, this file judges: histograms of all evidence (one pass), the judge fitted on them, proposals to merge or split
+identities, and a noise table per raw shard. All identities are judged, also those that the head was not trained on.
 """
 
-import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from arcface_core.noise.calibration import AngleHistogram, Calibration, degenerate_head, fit_calibration
-from arcface_core.noise.centers import angle_to, cluster_centers, dominant, dominant_centers, nearest_subcenter, random_other, rival, vote
+from arcface_core.noise.calibration import BIN_DEG, NUM_BINS, AngleHistogram, Calibration, degenerate_head, fit_calibration
+from arcface_core.noise.fusion import FusedJudge, JointHistogram, fit_fusion
 from arcface_core.noise.rules import REASONS, VERDICTS, Evidence, judge, sweep
 from pipeline import shards, tables
 from pipeline.config import Config, IsolateConfig, as_dict
-from pipeline.duck import every, literal
-from pipeline.embed import read_embeddings
+from pipeline.duck import every, fetch
 from pipeline.errors import HeadNotLearned
+from pipeline.evidence import EVIDENCE_ONLY, Gathered, gather, write_evidence
 from pipeline.models import pick_device, save_tensors
+from pipeline.proposals import overlapping, write_proposals
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
-from pipeline.train import read_classes
 
-VERSION = 1
+VERSION = 2
 SWEEP_DEG = range(60, 91)
-_EVIDENCE = ".evidence"
+SURE_OF_RELABEL = 0.1
+"""Noise probability up to which a sample is well inside another identity."""
+LEAST_HELD_OUT = 200
+"""Samples of held-out identities from which their noise rate counts."""
+_TEMPORARY = (".evidence", ".gathered")
 
 
 def isolate(
     raw: Path, train: Path, embeddings: Path, out: Path, config: Config, *, previous: Path | None = None, progress: Progress | None = None
 ) -> Receipt:
-    """Receipt of `out`: a noise table per raw shard, and judge.json. `previous` is the noise folder of the round before, which chose what
-    this round's head was trained on; untrained identities then take their center from what that round kept.
+    """Receipt of `out`: a noise table per raw shard, proposals.parquet, judge.json, and the dominant and consensus centers.
 
+    `previous` is the noise folder of the round before: what it did not keep and this round does has the reason `recovered`.
     A head that has not learned to tell identities apart judges nothing: every verdict is `review`, the receipt's count `head_learned` is
     False, and `require_learned` turns that into an error.
     """
@@ -63,200 +66,237 @@ def require_learned(noise: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Head:
-    names: list[str]
-    index: dict[str, int]
-    size_C: Tensor
-    centers_CKD: Tensor
-    dominant_C: Tensor
-    dominant_CD: Tensor
-
-
 def _isolate(
     raw: Path, train: Path, embeddings: Path, previous: Path | None, folder: Path, config: Config, progress: Progress | None
 ) -> Counts:
-    device = pick_device(config.device)
     stems = shards.shard_stems(embeddings)
-    head = _head(raw, train, embeddings, previous, folder, device)
-    evidence = folder / _EVIDENCE
+    settings = config.isolate
+    gathered = gather(raw, train, embeddings, stems, folder / ".gathered", pick_device(config.device), config)
+    evidence = folder / ".evidence"
     evidence.mkdir(exist_ok=True)
     for number, stem in enumerate(stems):
         if not (evidence / f"{stem}.parquet").exists():
-            _write_evidence(embeddings / f"{stem}.parquet", evidence / f"{stem}.parquet", head, device)
+            write_evidence(embeddings / f"{stem}.parquet", evidence / f"{stem}.parquet", stem, gathered)
         if progress:
-            progress(number + 1, len(stems))
-    own, null, kept_at = _histograms(evidence, stems)
-    warning = degenerate_head(own, null)
-    settings = config.isolate
-    calibration = fit_calibration(own, null)
+            progress(number + 1, 2 * len(stems))
+    warning = degenerate_head(gathered.head_own, gathered.head_null)
+    seen = _histograms(evidence, stems, gathered)
+    calibration = fit_calibration(seen.own, seen.null)
+    known = gathered.identities
     may_judge = warning is None or settings.judge_anyway
-    verdicts: dict[str, int] = dict.fromkeys(VERDICTS, 0)
-    for stem in stems:
-        counted = _write_verdicts(evidence / f"{stem}.parquet", folder / f"{stem}.parquet", calibration, settings, may_judge, head)
-        for name, count in counted.items():
-            verdicts[name] += count
+    clean_deg = _angle_at(calibration, 0.5) if may_judge else 0.0
+    proposals = write_proposals(evidence, folder / "proposals.parquet", known, gathered.rivals, clean_deg)
+    overlap = overlapping(proposals)
+    joint = _joint(evidence, stems, overlap)
+    fused = fit_fusion(calibration, joint, held_out_rate=_held_out_rate(seen))
+    judged = _Judge(
+        fused=fused,
+        settings=settings,
+        max_noise_probability=_max_noise_probability(fused, joint, settings),
+        relabel_angle_deg=_angle_at(calibration, SURE_OF_RELABEL) if settings.relabel_angle_deg is None else settings.relabel_angle_deg,
+        may_judge=may_judge,
+        overlap=overlap,
+    )
+    second_names = _same_bytes_elsewhere(raw, evidence, judged)
+    verdicts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
+    reasons: Counter[str] = Counter()
+    for number, stem in enumerate(stems):
+        before = previous / f"{stem}.parquet" if previous else None
+        found = _write_verdicts(evidence / f"{stem}.parquet", folder / f"{stem}.parquet", before, judged, gathered, second_names)
+        verdicts.update(found["verdict"].to_pylist())
+        reasons.update(found["reason"].to_pylist())
+        if progress:
+            progress(len(stems) + number + 1, 2 * len(stems))
+    rates = (calibration.noise_rate_low, calibration.noise_rate_high, fused.noise_rate)
     facts: dict[str, Any] = {
         "rule": settings.rule,
-        "max_angle_deg": _drawn_cut(calibration, settings),
-        "max_noise_probability": settings.max_noise_probability,
-        "noise_rate": calibration.noise_rate,
-        "noise_rate_low": calibration.noise_rate_low,
-        "noise_rate_high": calibration.noise_rate_high,
-        "kept_by_max_angle_deg": dict(zip(map(str, SWEEP_DEG), kept_at.tolist(), strict=True)),
-        "subcenters": int(head.centers_CKD.shape[1]),
+        "max_angle_deg": None if settings.rule in ("nondominant", "calibrated") else settings.max_angle_deg,
+        "max_noise_probability": judged.max_noise_probability,
+        "relabel_angle_deg": judged.relabel_angle_deg,
+        "noise_rate": fused.noise_rate,
+        "noise_rate_low": min(rates),
+        "noise_rate_high": max(rates),
+        "held_out_noise_rate": _held_out_rate(seen),
+        "kept_by_max_angle_deg": dict(zip(map(str, SWEEP_DEG), seen.kept_at.tolist(), strict=True)),
+        "subcenters": int(known.centers_CKD.shape[1]),
+        "rival_search_recall": gathered.rivals.recall,
+        "reasons": dict(sorted(reasons.items())),
         "warning": warning,
         "judged_anyway": settings.judge_anyway,
         "calibration": calibration.to_dict(),
+        "rival_llr": fused.rival_llr,
+        "density_llr": fused.density_llr,
+        "log_odds_shift": fused.log_odds_shift,
     }
     write_json(folder / "judge.json", facts)
-    save_tensors(folder / "centers.safetensors", {"dominant": head.dominant_CD})
-    for file in evidence.iterdir():
-        file.unlink()
-    evidence.rmdir()
-    return {**verdicts, "noise_rate": round(float(calibration.noise_rate), 4), "head_learned": warning is None}
-
-
-def _head(raw: Path, train: Path, embeddings: Path, previous: Path | None, folder: Path, device: torch.device) -> _Head:
-    table = pq.read_table(raw / "identities.parquet", filters=[("samples", ">", 0)])
-    names: list[str] = table["identity"].to_pylist()
-    index = {name: number for number, name in enumerate(names)}
-    size_C = torch.from_numpy(table["samples"].to_numpy().copy())
-    trained, learned_CKD = read_classes(train)
-    _, subcenters, dim = learned_CKD.shape
-    centers_CKD = torch.zeros(len(names), subcenters, dim)
-    centers_CKD[torch.tensor([index[name] for name in trained])] = learned_CKD
-    for name, vectors_ND in _untrained(set(names) - set(trained), embeddings, previous, folder):
-        centers_CKD[index[name]] = cluster_centers(vectors_ND, subcenters)
-    centers_CKD = centers_CKD.to(device)
-    counts_CK = torch.zeros(len(names), subcenters, dtype=torch.int64)
-    for stem in shards.shard_stems(embeddings):
-        _, identities, _, vectors = read_embeddings(embeddings / f"{stem}.parquet")
-        class_N = _class_index(identities, index, device)
-        nearest_N, _ = nearest_subcenter(torch.from_numpy(vectors.copy()).to(device), class_N, centers_CKD)
-        counts_CK += vote(nearest_N.cpu(), class_N.cpu(), len(names), subcenters)
-    dominant_C = dominant(counts_CK).to(device)
-    return _Head(names, index, size_C, centers_CKD, dominant_C, dominant_centers(centers_CKD, dominant_C))
-
-
-def _class_index(identities: list[str], index: dict[str, int], device: torch.device) -> Tensor:
-    return torch.tensor([index[name] for name in identities], dtype=torch.int64, device=device)
-
-
-def _untrained(names: set[str], embeddings: Path, previous: Path | None, folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(identity, its embeddings), one identity at a time; of a round before, only those it kept, where it kept any."""
-    if not names:
-        return
-    wanted = folder / ".untrained.parquet"
-    gathered = folder / ".gathered.parquet"
-    pq.write_table(pa.table({"identity": sorted(names)}), wanted)
-    with duckdb.connect() as db:
-        db.execute("SET temp_directory = ?", [str(folder / ".spill")])
-        kept = "true"
-        if previous is not None:
-            kept = "EXISTS (FROM read_parquet($noise) n WHERE n.source_uri = e.source_uri AND n.verdict = 'keep')"
-        given: dict[str, Any] = {"embeddings": every(embeddings, "raw-*.parquet"), "wanted": literal(wanted)}
-        given |= {"noise": every(previous, "raw-*.parquet")} if previous else {}
-        relation = db.sql(
-            f"""SELECT identity, embedding::FLOAT[] AS embedding FROM (
-                    SELECT e.identity, e.source_uri, e.embedding, {kept} AS is_kept FROM read_parquet($embeddings) e
-                    SEMI JOIN read_parquet($wanted) w ON w.identity = e.identity)
-                QUALIFY is_kept OR NOT bool_or(is_kept) OVER (PARTITION BY identity) ORDER BY identity, source_uri""",
-            params=given,
-        )
-        reader = relation.to_arrow_reader(10_000)
-        with pq.ParquetWriter(gathered, reader.schema) as writer:
-            for batch in reader:
-                writer.write_batch(batch)
-    rows = ((row["identity"], row["embedding"]) for batch in pq.ParquetFile(gathered).iter_batches(2000) for row in batch.to_pylist())
-    for name, group in itertools.groupby(rows, key=lambda row: row[0]):
-        yield name, torch.from_numpy(np.asarray([vector for _, vector in group], np.float32))
-    wanted.unlink()
-    gathered.unlink()
-
-
-def _write_evidence(embedded: Path, out: Path, head: _Head, device: torch.device) -> None:
-    uris, identities, quality, vectors = read_embeddings(embedded)
-    keys = pq.read_table(embedded, columns=["sample_id"])["sample_id"].to_pylist()
-    vectors_ND = torch.from_numpy(vectors.copy()).to(device)
-    class_N = _class_index(identities, head.index, device)
-    nearest_N, nearest_deg_N = nearest_subcenter(vectors_ND, class_N, head.centers_CKD)
-    own_deg_N = angle_to(vectors_ND, class_N, head.dominant_CD)
-    other_N, other_deg_N = rival(vectors_ND, class_N, head.dominant_CD)
-    salt_N = torch.tensor([int(key[:15], 16) for key in keys], dtype=torch.int64, device=device)
-    null_deg_N = angle_to(vectors_ND, random_other(class_N, salt_N, head.dominant_CD), head.dominant_CD)
-    all_deg_NK = torch.stack([angle_to(vectors_ND, class_N, head.centers_CKD[:, k]) for k in range(head.centers_CKD.shape[1])], dim=1)
-    columns = {
-        "sample_id": keys,
-        "identity": identities,
-        "source_uri": uris,
-        "nearest_subcenter": nearest_N.cpu().numpy().astype(np.int16),
-        "dominant_subcenter": head.dominant_C[class_N].cpu().numpy().astype(np.int16),
-        "nearest_angle_deg": nearest_deg_N.cpu().numpy(),
-        "angle_deg": own_deg_N.cpu().numpy(),
-        "other_identity": [head.names[number] if number >= 0 else None for number in other_N.tolist()],
-        "other_angle_deg": other_deg_N.cpu().numpy(),
-        "quality": quality,
-        "subcenter_angles_deg": all_deg_NK.nan_to_num(nan=90.0).cpu().tolist(),
-        "null_angle_deg": null_deg_N.cpu().numpy(),
+    save_tensors(folder / "centers.safetensors", {"dominant": known.dominant_CD, "consensus": known.consensus_CD})
+    del gathered, known
+    for name in _TEMPORARY:
+        shutil.rmtree(folder / name)
+    kinds = Counter(proposals["kind"].to_pylist())
+    return {
+        **verdicts,
+        "noise_rate": round(fused.noise_rate, 4),
+        "near_duplicates": reasons["near_duplicate"],
+        "merge_proposals": kinds["merge"],
+        "split_proposals": kinds["split"],
+        "head_learned": warning is None,
     }
-    arrays = {name: pa.array(values, _type_of(name)) for name, values in columns.items()}
-    with atomic(out) as temporary:
-        pq.write_table(pa.table(arrays), temporary)
 
 
-def _type_of(name: str) -> pa.DataType:
-    return pa.float32() if name == "null_angle_deg" else tables.NOISE.field(name).type
+@dataclass
+class _Histograms:
+    own: AngleHistogram = field(default_factory=AngleHistogram)
+    null: AngleHistogram = field(default_factory=AngleHistogram)
+    held_out_own: AngleHistogram = field(default_factory=AngleHistogram)
+    held_out_null: AngleHistogram = field(default_factory=AngleHistogram)
+    kept_at: Tensor = field(default_factory=lambda: torch.zeros(len(SWEEP_DEG), dtype=torch.int64))
 
 
-def _histograms(evidence: Path, stems: list[str]) -> tuple[AngleHistogram, AngleHistogram, Tensor]:
-    own, null = AngleHistogram(), AngleHistogram()
-    kept_at = torch.zeros(len(SWEEP_DEG), dtype=torch.int64)
+@dataclass(frozen=True, kw_only=True)
+class _Judge:
+    fused: FusedJudge
+    settings: IsolateConfig
+    max_noise_probability: float
+    relabel_angle_deg: float
+    may_judge: bool
+    overlap: set[tuple[str, str]]
+
+
+def _numbers(table: pa.Table, name: str) -> Tensor:
+    return torch.from_numpy(table[name].to_numpy().copy())
+
+
+def _histograms(evidence: Path, stems: list[str], gathered: Gathered) -> _Histograms:
+    seen = _Histograms()
+    known = gathered.identities
+    columns = ["identity", "angle_deg", "consensus_angle_deg", "null_angle_deg"]
     for stem in stems:
-        table = pq.read_table(evidence / f"{stem}.parquet", columns=["angle_deg", "null_angle_deg"])
-        angle_N = torch.from_numpy(table["angle_deg"].to_numpy().copy())
-        own.add(angle_N)
-        null.add(torch.from_numpy(table["null_angle_deg"].to_numpy().copy()))
-        kept_at += sweep(angle_N, SWEEP_DEG)
-    return own, null, kept_at
+        table = pq.read_table(evidence / f"{stem}.parquet", columns=columns)
+        own_N, null_N = _numbers(table, "consensus_angle_deg"), _numbers(table, "null_angle_deg")
+        seen.own.add(own_N)
+        seen.null.add(null_N)
+        out_N = known.is_held_out_C[known.class_of(table["identity"].to_pylist())].cpu()
+        seen.held_out_own.add(own_N[out_N])
+        seen.held_out_null.add(null_N[out_N])
+        seen.kept_at += sweep(_numbers(table, "angle_deg"), SWEEP_DEG)
+    return seen
 
 
-def _write_verdicts(
-    evidence: Path, out: Path, calibration: Calibration, settings: IsolateConfig, may_judge: bool, head: _Head
-) -> dict[str, int]:
-    table = pq.read_table(evidence)
-    numbers = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in ("angle_deg", "nearest_angle_deg", "other_angle_deg")}
-    noise_N = calibration.noise_probability(numbers["angle_deg"])
-    found = Evidence(
-        **numbers,
-        is_dominant=torch.from_numpy(table["nearest_subcenter"].to_numpy() == table["dominant_subcenter"].to_numpy()),
-        noise_probability=noise_N,
-        identity_size=head.size_C[_class_index(table["identity"].to_pylist(), head.index, torch.device("cpu"))],
-    )
-    judged = judge(
-        found,
-        rule=settings.rule,
-        max_angle_deg=settings.max_angle_deg,
-        max_noise_probability=settings.max_noise_probability,
-        relabel_angle_deg=settings.relabel_angle_deg,
-    )
-    verdicts = [VERDICTS[code] for code in judged.verdict_N.tolist()] if may_judge else ["review"] * table.num_rows
-    reasons = [REASONS[code] for code in judged.reason_N.tolist()] if may_judge else ["head_not_learned"] * table.num_rows
-    columns = {name: table[name] for name in table.column_names if name != "null_angle_deg"}
-    columns |= {"noise_probability": pa.array(noise_N.numpy(), pa.float32()), "verdict": pa.array(verdicts), "reason": pa.array(reasons)}
-    with atomic(out) as temporary:
-        pq.write_table(
-            pa.Table.from_arrays([columns[name] for name in tables.NOISE.names], schema=tables.NOISE), temporary, compression="zstd"
-        )
-    return {name: verdicts.count(name) for name in VERDICTS}
-
-
-def _drawn_cut(calibration: Calibration, settings: IsolateConfig) -> float | None:
-    """The angle at which the rule cuts, for pictures: `max_angle_deg`, or where the calibrated probability passes its limit."""
-    if settings.rule == "nondominant":
+def _held_out_rate(seen: _Histograms) -> float | None:
+    """Noise rate of identities that trained nothing, or None when they are too few."""
+    if seen.held_out_own.total < LEAST_HELD_OUT:
         return None
-    if settings.rule != "calibrated":
-        return settings.max_angle_deg
-    angles = torch.arange(0.0, 180.25, 0.25)
-    kept = angles[calibration.noise_probability(angles) <= settings.max_noise_probability]
-    return float(kept.max()) if len(kept) else 0.0
+    return fit_calibration(seen.held_out_own, seen.held_out_null).noise_rate
+
+
+def _angle_at(calibration: Calibration, probability: float) -> float:
+    """The largest angle in degrees up to which the calibrated noise probability does not exceed `probability`; 0.0 when there is none."""
+    angles = (torch.arange(NUM_BINS) + 0.5) * BIN_DEG
+    fine = angles[calibration.noise_probability(angles) <= probability]
+    return float(fine.max()) if len(fine) else 0.0
+
+
+def _rival_deg(table: pa.Table, overlap: set[tuple[str, str]]) -> Tensor:
+    """Angle to the nearest other identity that is another person: a second name for the same one is no rival."""
+    rival_N = _numbers(table, "other_angle_deg")
+    if not overlap:
+        return rival_N
+    pairs = zip(table["identity"].to_pylist(), table["other_identity"].to_pylist(), strict=True)
+    is_same_N = torch.tensor([pair in overlap for pair in pairs], dtype=torch.bool)
+    return torch.where(is_same_N, _numbers(table, "next_other_angle_deg"), rival_N)
+
+
+def _joint(evidence: Path, stems: list[str], overlap: set[tuple[str, str]]) -> JointHistogram:
+    joint = JointHistogram()
+    columns = ["identity", "other_identity", "consensus_angle_deg", "other_angle_deg", "next_other_angle_deg", "density_angle_deg"]
+    for stem in stems:
+        table = pq.read_table(evidence / f"{stem}.parquet", columns=columns)
+        joint.add(_numbers(table, "consensus_angle_deg"), _rival_deg(table, overlap), _numbers(table, "density_angle_deg"))
+    return joint
+
+
+def _max_noise_probability(fused: FusedJudge, joint: JointHistogram, settings: IsolateConfig) -> float:
+    if settings.max_noise is not None:
+        return fused.threshold_for_noise(joint, settings.max_noise)
+    if settings.min_retention is not None:
+        return fused.threshold_for_retention(joint, settings.min_retention)
+    return settings.max_noise_probability
+
+
+def _noise_probability(table: pa.Table, judged: _Judge) -> Tensor:
+    return judged.fused.noise_probability(
+        _numbers(table, "consensus_angle_deg"), _rival_deg(table, judged.overlap), _numbers(table, "density_angle_deg")
+    )
+
+
+def _same_bytes_elsewhere(raw: Path, evidence: Path, judged: _Judge) -> set[str]:
+    """source_uri of every sample whose bytes stand under another identity with better evidence. One image is of one person."""
+    with duckdb.connect() as db:
+        table = fetch(
+            db,
+            """SELECT e.*, i.duplicate_set FROM read_parquet($evidence) e JOIN read_parquet($raw) i ON i.source_uri = e.source_uri
+               WHERE i.duplicate_set IN (SELECT duplicate_set FROM read_parquet($raw) WHERE duplicate_set IS NOT NULL
+                                         GROUP BY duplicate_set HAVING count(DISTINCT identity) > 1)
+               ORDER BY e.source_uri""",
+            {"evidence": every(evidence, "raw-*.parquet"), "raw": every(raw, "raw-*.parquet")},
+        )
+    if table.num_rows == 0:
+        return set()
+    noise = _noise_probability(table, judged).nan_to_num(nan=1.0).tolist()
+    best: dict[str, tuple[float, str]] = {}
+    rows = list(zip(table["duplicate_set"].to_pylist(), noise, table["source_uri"].to_pylist(), strict=True))
+    for group, probability, uri in rows:
+        best[group] = min(best.get(group, (2.0, "")), (probability, uri))
+    return {uri for group, _, uri in rows if best[group][1] != uri}
+
+
+def _write_verdicts(evidence: Path, out: Path, before: Path | None, judged: _Judge, gathered: Gathered, second_names: set[str]) -> pa.Table:
+    table = pq.read_table(evidence)
+    known = gathered.identities
+    class_N = known.class_of(table["identity"].to_pylist())
+    noise_N = _noise_probability(table, judged)
+    names = ("angle_deg", "nearest_angle_deg", "consensus_angle_deg", "other_angle_deg", "next_other_angle_deg")
+    found = judge(
+        Evidence(
+            **{name: _numbers(table, name) for name in names},
+            is_dominant=torch.from_numpy(table["nearest_subcenter"].to_numpy() == table["dominant_subcenter"].to_numpy()),
+            noise_probability=noise_N,
+            identity_size=known.size_C[class_N.cpu()],
+            mass=known.mass_C[class_N].cpu(),
+            second_mass=known.second_mass_C[class_N].cpu(),
+            is_near_duplicate=torch.tensor(table["near_duplicate_of"].is_valid().to_pylist(), dtype=torch.bool),
+        ),
+        rule=judged.settings.rule,
+        max_angle_deg=judged.settings.max_angle_deg,
+        max_noise_probability=judged.max_noise_probability,
+        relabel_angle_deg=judged.relabel_angle_deg,
+        relabel_gap_deg=judged.settings.relabel_gap_deg,
+        keep_near_duplicates=not judged.settings.drop_near_duplicates,
+    )
+    verdicts = [VERDICTS[code] for code in found.verdict_N.tolist()]
+    reasons = [REASONS[code] for code in found.reason_N.tolist()]
+    _amend(table["source_uri"].to_pylist(), verdicts, reasons, second_names, before)
+    if not judged.may_judge:
+        verdicts, reasons = ["review"] * table.num_rows, ["head_not_learned"] * table.num_rows
+    columns = {name: table[name] for name in table.column_names if name not in EVIDENCE_ONLY}
+    columns |= {"noise_probability": pa.array(noise_N.numpy(), pa.float32()), "verdict": pa.array(verdicts), "reason": pa.array(reasons)}
+    judgements = pa.Table.from_arrays([columns[name] for name in tables.NOISE.names], schema=tables.NOISE)
+    with atomic(out) as temporary:
+        pq.write_table(judgements, temporary, compression="zstd")
+    return judgements.select(["verdict", "reason"])
+
+
+def _amend(uris: list[str], verdicts: list[str], reasons: list[str], second_names: set[str], before: Path | None) -> None:
+    """Of the kept: those whose bytes stand better elsewhere are dropped; those that the round before did not keep are `recovered`."""
+    kept_before = None
+    if before is not None:
+        earlier = pq.read_table(before, columns=["source_uri", "verdict"])
+        kept_before = {uri for uri, verdict in zip(*earlier.to_pydict().values(), strict=True) if verdict == "keep"}
+    for row, uri in enumerate(uris):
+        if verdicts[row] != "keep":
+            continue
+        if uri in second_names:
+            verdicts[row], reasons[row] = "drop", "same_bytes_elsewhere"
+        elif kept_before is not None and uri not in kept_before:
+            reasons[row] = "recovered"

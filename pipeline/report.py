@@ -89,7 +89,7 @@ def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | 
     rounds = [layout.round(number) for number in round_numbers(run)]
     yield "manifest", tables.MANIFEST, [(path, None) for path in sorted(layout.manifest.glob("*.parquet"))]
     yield "identities", tables.IDENTITIES, [(path, None) for path in (layout.identities,) if path.exists()]
-    yield "noise", tables.NOISE, [(path, one.number) for one in rounds for path in sorted(one.noise.glob("*.parquet"))]
+    yield "noise", tables.NOISE, [(path, one.number) for one in rounds for path in sorted(one.noise.glob("raw-*.parquet"))]
     yield "training", tables.METRICS_OF_TRAINING, [(path, one.number) for one in rounds if (path := one.train / "metrics.parquet").exists()]
     yield "metrics", tables.METRICS, [(path, None) for path in (layout.evaluation / "metrics.parquet",) if path.exists()]
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SchemaMismatch
 
-VERSION = "1"
+VERSION = "2"
 
 STATUSES: dict[str, str] = {
     "ok": "decoded whole and stored as a crop",
@@ -117,8 +117,27 @@ _EVIDENCE = [
     _field("dominant_subcenter", pa.int16(), "sub-center that most samples of the identity are nearest to; ties to the lowest"),
     _field("nearest_angle_deg", pa.float32(), "angle to the nearest sub-center", unit=_DEGREES, direction="lower is better"),
     _field("angle_deg", pa.float32(), "angle to the dominant sub-center", unit=_DEGREES, direction="lower is better"),
-    _field("other_identity", pa.string(), "identity whose dominant sub-center is the nearest, the sample's own apart"),
+    _field(
+        "consensus_angle_deg",
+        pa.float32(),
+        "angle to the consensus of the identity's other samples; null or NaN when there are none",
+        unit=_DEGREES,
+        direction="lower is better",
+    ),
+    _field(
+        "density_angle_deg",
+        pa.float32(),
+        "angle of the mean cosine with the five nearest samples of the identity, near duplicates apart",
+        unit=_DEGREES,
+        direction="lower is better",
+    ),
+    _field("other_identity", pa.string(), "identity whose consensus is the nearest, the sample's own apart"),
     _field("other_angle_deg", pa.float32(), "angle to that one", unit=_DEGREES, direction="higher is better"),
+    _field(
+        "near_duplicate_of",
+        pa.string(),
+        "sample_id of the same photograph in the same identity that stands for this one; null when none does",
+    ),
     _field(
         "noise_probability",
         pa.float32(),
@@ -155,6 +174,27 @@ MANIFEST = _schema(
         _field("decided_by", pa.string(), "`rule:<name>`, `ingest`, or a person", nullable=False),
         _field("clean_identity", pa.string(), "identity in the clean dataset; null when not exported"),
         _field("clean_shard", pa.string(), "stem of the clean shard that holds it; null when not exported"),
+    ],
+)
+
+PROPOSALS = _schema(
+    "proposals",
+    [
+        _field(
+            "kind",
+            pa.string(),
+            "`merge`: two names, one person. `review`: perhaps; ask a person. `split`: one name, two people",
+            nullable=False,
+        ),
+        _IDENTITY,
+        _field(
+            "other_identity", pa.string(), "the other name; of a split, the identity that the second person is nearest to, if any is near"
+        ),
+        _field("samples", pa.int64(), "samples that agree with the identity's consensus, near duplicates counted once", nullable=False),
+        _field("other_samples", pa.int64(), "the same of the other name; of a split, of the second person", nullable=False),
+        _field("share_near", pa.float32(), "share of the identity's clean samples that the other would accept", unit="0..1"),
+        _field("other_share_near", pa.float32(), "the same the other way round", unit="0..1"),
+        _field("center_angle_deg", pa.float32(), "angle between the two consensus centers", unit=_DEGREES),
     ],
 )
 
@@ -220,7 +260,8 @@ RUN/
   run.json          crawl, settings, versions, counts, seconds and rates per stage
   raw/              raw-000000.tar, its twin raw-000000.parquet (items) ..., identities.parquet
   rounds/1/         train/ (backbone.safetensors, head.safetensors, classes.parquet, metrics.parquet, model.json),
-                    embeddings/raw-*.parquet, noise/raw-*.parquet, noise/judge.json, noise/centers.safetensors
+                    embeddings/raw-*.parquet, noise/raw-*.parquet, noise/judge.json, noise/proposals.parquet,
+                    noise/centers.safetensors
   manifest/         part-*.parquet: one row per crawl item
   clean/            clean-000000.tar, its twin ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
   evaluation/       metrics.parquet, roc.parquet
@@ -246,7 +287,7 @@ Read a table with the files' names, as in `read_parquet('RUN/manifest/*.parquet'
 
 def page() -> str:
     """The text of `data/README.md`."""
-    schemas = (MANIFEST, ITEMS, IDENTITIES, NOISE, CLEAN, CLASSES, METRICS_OF_TRAINING, METRICS, ROC, embeddings(512))
+    schemas = (MANIFEST, ITEMS, IDENTITIES, NOISE, PROPOSALS, CLEAN, CLASSES, METRICS_OF_TRAINING, METRICS, ROC, embeddings(512))
     return _PAGE.format(
         version=VERSION,
         statuses="\n".join(f"- `{name}`: {about}" for name, about in STATUSES.items()),

@@ -1,4 +1,4 @@
-"""Sub-centers of identities: who is nearest, who is dominant, who is the rival.
+"""Sub-centers of identities: who is nearest, who is dominant.
 
 Every function takes one part of the samples. Votes are counts, so the votes of a crawl are the sum of the votes of its parts.
 What has no direction takes no part: a zero or non-finite embedding votes for nothing, a zero center wins nothing. Indices are then -1
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from arcface_core.angles import angle_deg, cosine, normalize, rowwise_cosine
-from arcface_core.neighbors import top_k
 
 __all__ = [
     "angle_to",
@@ -18,8 +17,8 @@ __all__ = [
     "dominant_centers",
     "nearest_subcenter",
     "random_other",
-    "rival",
     "vote",
+    "with_direction",
 ]
 
 
@@ -72,44 +71,24 @@ def dominant_centers(centers_CKD: Tensor, dominant_C: Tensor) -> Tensor:
     return chosen_CD.masked_fill((dominant_C < 0)[:, None], 0.0)
 
 
-def rival(embeddings_ND: Tensor, class_index_N: Tensor, dominant_CD: Tensor, *, present_C: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Index (int64) and angle (degrees) of the OTHER identity whose dominant sub-center is nearest to each sample, both [N].
+def random_other(class_index_N: Tensor, salt_N: Tensor, present_P: Tensor) -> Tensor:
+    """Class index, int64 [N], of an identity of `present_P` other than each sample's own; -1 when there is none.
 
-    `present_C` (bool) says which identities take part; by default those whose row is not zero. Ties to the lowest index in the exact search.
-    Index -1 and angle 180: there is no other identity. Index -1 and angle NaN: the sample has no direction.
+    `present_P`: rising class indices, as `with_direction(centers)` gives them. `salt_N` (int64, >= 0) chooses: pass bits of each sample's content
+    hash, and the choice follows the sample through any order or sharding. The angles to these are null angles: what "not this person" looks like.
     """
-    _check_part(embeddings_ND, class_index_N, dominant_CD)
-    present_C = _has_direction(dominant_CD) if present_C is None else present_C & _has_direction(dominant_CD)
-    rows_P = present_C.nonzero()[:, 0]
-    nobody_N = torch.full((len(embeddings_ND), 1), -1, dtype=torch.int64, device=embeddings_ND.device)
-    if len(rows_P) == 0:
-        index_N2, angle_N2 = nobody_N.expand(-1, 2), torch.full_like(nobody_N, 180.0, dtype=torch.float32).expand(-1, 2)
-    else:
-        cos_Nk, found_Nk = top_k(embeddings_ND, dominant_CD[rows_P], min(2, len(rows_P)))
-        index_N2 = torch.cat([rows_P[found_Nk.clamp_min(0)], nobody_N], dim=1)[:, :2]
-        angle_N2 = torch.cat([angle_deg(cos_Nk), torch.full_like(cos_Nk[:, :1], 180.0)], dim=1)[:, :2]
-    own_N = index_N2[:, 0] == class_index_N
-    index_N = torch.where(own_N, index_N2[:, 1], index_N2[:, 0])
-    angle_N = torch.where(own_N, angle_N2[:, 1], angle_N2[:, 0])
-    nowhere_N = ~_has_direction(embeddings_ND)
-    return index_N.masked_fill(nowhere_N, -1), angle_N.masked_fill(nowhere_N, torch.nan)
-
-
-def random_other(class_index_N: Tensor, salt_N: Tensor, dominant_CD: Tensor) -> Tensor:
-    """Class index, int64 [N], of an identity other than each sample's own that has a dominant sub-center; -1 when there is none.
-
-    `salt_N` (int64) chooses: pass bits of each sample's content hash, and the choice follows the sample through any order or sharding.
-    `angle_to(embeddings, random_other(...), dominant_CD)` are null angles: what "not this person" looks like to this head.
-    """
-    rows_P = _has_direction(dominant_CD).nonzero()[:, 0]
-    if len(rows_P) == 0:
+    if len(present_P) == 0:
         return torch.full_like(class_index_N, -1, dtype=torch.int64)
-    place_N = torch.searchsorted(rows_P, class_index_N.long())
-    own_N = rows_P[place_N.clamp_max(len(rows_P) - 1)] == class_index_N
-    others_N = len(rows_P) - own_N.long()
-    shift_N = salt_N.long() % others_N.clamp_min(1)
-    chosen_N = rows_P[(place_N + own_N.long() + shift_N) % len(rows_P)]
+    place_N = torch.searchsorted(present_P, class_index_N.long())
+    own_N = present_P[place_N.clamp_max(len(present_P) - 1)] == class_index_N
+    others_N = len(present_P) - own_N.long()
+    chosen_N = present_P[(place_N + own_N.long() + salt_N.long() % others_N.clamp_min(1)) % len(present_P)]
     return chosen_N.masked_fill(others_N == 0, -1)
+
+
+def with_direction(centers_CD: Tensor) -> Tensor:
+    """Rising indices, int64, of the centers that are finite and not zero: the identities that are there."""
+    return _has_direction(centers_CD).nonzero()[:, 0]
 
 
 def cluster_centers(embeddings_ND: Tensor, num_subcenters: int, *, iterations: int = 20) -> Tensor:

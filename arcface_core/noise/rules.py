@@ -10,12 +10,38 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-__all__ = ["REASONS", "RULES", "VERDICTS", "Evidence", "Judgement", "Rule", "Thresholds", "judge", "sweep"]
+__all__ = ["LEAST_MASS", "REASONS", "RULES", "TIE_SHARE", "VERDICTS", "Evidence", "Judgement", "Rule", "Thresholds", "judge", "sweep"]
 
 VERDICTS = ("keep", "drop", "relabel", "review")
-REASONS = ("accepted", "angle", "nondominant", "angle_and_nondominant", "noise_probability", "too_few_samples", "no_evidence")
+REASONS = (
+    "accepted",
+    "angle",
+    "nondominant",
+    "angle_and_nondominant",
+    "noise_probability",
+    "too_few_samples",
+    "no_evidence",
+    "no_consensus",
+    "tie",
+    "near_duplicate",
+)
+LEAST_MASS = 1.5
+"""An identity has a consensus when more than one sample agrees: two, of which both probably."""
+TIE_SHARE = 0.8
+"""Two people under one name tie when the second has this share of the first one's mass, or more."""
 _KEEP, _DROP, _RELABEL, _REVIEW = range(len(VERDICTS))
-_ACCEPTED, _ANGLE, _NONDOMINANT, _ANGLE_AND_NONDOMINANT, _NOISE_PROBABILITY, _TOO_FEW_SAMPLES, _NO_EVIDENCE = range(len(REASONS))
+(
+    _ACCEPTED,
+    _ANGLE,
+    _NONDOMINANT,
+    _ANGLE_AND_NONDOMINANT,
+    _NOISE_PROBABILITY,
+    _TOO_FEW_SAMPLES,
+    _NO_EVIDENCE,
+    _NO_CONSENSUS,
+    _TIE,
+    _NEAR_DUPLICATE,
+) = range(len(REASONS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +51,27 @@ class Evidence:
     angle_deg           to the dominant sub-center of the claimed identity
     nearest_angle_deg   to the nearest sub-center of the claimed identity
     is_dominant         the nearest sub-center is the dominant one (bool)
-    other_angle_deg     to the nearest other identity's dominant sub-center
+    consensus_angle_deg to the consensus of the identity's other samples
+    other_angle_deg     to the nearest other identity's consensus
+    next_other_angle_deg to the second nearest other identity's
     noise_probability   that the sample is not of this person, 0..1, higher = worse; NaN when not calibrated
     identity_size       samples of the claimed identity (int64)
+    mass                how many samples agree with the identity's consensus
+    second_mass         how many agree with each other, but not with the consensus
+    is_near_duplicate   another sample of the identity stands for this one (bool)
     """
 
     angle_deg: Tensor
     nearest_angle_deg: Tensor
     is_dominant: Tensor
+    consensus_angle_deg: Tensor
     other_angle_deg: Tensor
+    next_other_angle_deg: Tensor
     noise_probability: Tensor
     identity_size: Tensor
+    mass: Tensor
+    second_mass: Tensor
+    is_near_duplicate: Tensor
 
     def __post_init__(self) -> None:
         shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
@@ -53,9 +89,15 @@ class Thresholds:
     max_angle_deg: float = 75.0
     max_noise_probability: float = 0.5
     relabel_angle_deg: float | None = 60.0
+    relabel_gap_deg: float = 18.0
 
     def __post_init__(self) -> None:
-        for name, top in (("max_angle_deg", 180.0), ("max_noise_probability", 1.0), ("relabel_angle_deg", 180.0)):
+        for name, top in (
+            ("max_angle_deg", 180.0),
+            ("max_noise_probability", 1.0),
+            ("relabel_angle_deg", 180.0),
+            ("relabel_gap_deg", 180.0),
+        ):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= top:
                 raise ValueError(f"{name} must be in 0..{top:g}, got {value}: angles are in degrees, probabilities in 0..1")
@@ -79,29 +121,46 @@ def judge(
     max_angle_deg: float = 75.0,
     max_noise_probability: float = 0.5,
     relabel_angle_deg: float | None = 60.0,
+    relabel_gap_deg: float = 18.0,
+    keep_near_duplicates: bool = True,
 ) -> Judgement:
     """Verdict and reason of every sample; each depends on that sample's evidence only.
 
     keep      the rule has nothing against it; a value exactly at its threshold is kept, as float32 sees it
-    drop      the rule gave a reason
-    relabel   as drop, and another identity lies within `relabel_angle_deg` (inclusive) and nearer than its own: a proposal, not a move
-    review    evidence that the rule needs is NaN (reason no_evidence), else the identity has one sample, which is its own center
+    drop      the rule gave a reason; or it would be kept, and another sample is the same photograph (reason near_duplicate)
+    relabel   as drop, and another identity lies within `relabel_angle_deg` (inclusive), nearer than its own consensus, and nearer than any third
+              by `relabel_gap_deg` (inclusive): among 100,000 identities somebody is always near to a stranger. A proposal, not a move
+    review    nobody can say: evidence that the rule needs is NaN (no_evidence); the identity has one sample, which is its own center
+              (too_few_samples); and by the rule `calibrated` only, fewer than two samples of the identity agree (no_consensus), or as many
+              agree on somebody else (tie)
     Raises ValueError for an unknown rule or a threshold out of range.
     """
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
-    limits = Thresholds(max_angle_deg=max_angle_deg, max_noise_probability=max_noise_probability, relabel_angle_deg=relabel_angle_deg)
+    limits = Thresholds(
+        max_angle_deg=max_angle_deg,
+        max_noise_probability=max_noise_probability,
+        relabel_angle_deg=relabel_angle_deg,
+        relabel_gap_deg=relabel_gap_deg,
+    )
     reason_N = RULES[rule](evidence, limits)
-    reason_N = reason_N.masked_fill(evidence.identity_size <= 1, _TOO_FEW_SAMPLES)
+    if not keep_near_duplicates:
+        reason_N = reason_N.masked_fill((reason_N == _ACCEPTED) & evidence.is_near_duplicate, _NEAR_DUPLICATE)
     blind_N = evidence.angle_deg.isnan()
     if rule == "calibrated":
-        blind_N = blind_N | evidence.noise_probability.isnan()
+        reason_N = reason_N.masked_fill(evidence.second_mass >= TIE_SHARE * evidence.mass, _TIE)
+        reason_N = reason_N.masked_fill(~(evidence.mass >= LEAST_MASS), _NO_CONSENSUS)
+        blind_N = blind_N | (evidence.noise_probability.isnan() & (reason_N != _NO_CONSENSUS))
+    reason_N = reason_N.masked_fill(evidence.identity_size <= 1, _TOO_FEW_SAMPLES)
     reason_N = reason_N.masked_fill(blind_N, _NO_EVIDENCE)
     verdict_N = torch.full_like(reason_N, _DROP).masked_fill(reason_N == _ACCEPTED, _KEEP)
     if relabel_angle_deg is not None:
-        close_N = ~_exceeds(evidence.other_angle_deg, relabel_angle_deg) & (evidence.other_angle_deg < evidence.angle_deg)
-        verdict_N = verdict_N.masked_fill((verdict_N == _DROP) & close_N, _RELABEL)
-    verdict_N = verdict_N.masked_fill((reason_N == _TOO_FEW_SAMPLES) | (reason_N == _NO_EVIDENCE), _REVIEW)
+        nearer_N = ~(evidence.other_angle_deg >= evidence.consensus_angle_deg)  # than its own, or it has no own
+        alone_N = ~(evidence.next_other_angle_deg - evidence.other_angle_deg < relabel_gap_deg)
+        close_N = ~_exceeds(evidence.other_angle_deg, relabel_angle_deg) & nearer_N & alone_N
+        verdict_N = verdict_N.masked_fill((verdict_N == _DROP) & (reason_N != _NEAR_DUPLICATE) & close_N, _RELABEL)
+    for reason in (_TOO_FEW_SAMPLES, _NO_EVIDENCE, _NO_CONSENSUS, _TIE):
+        verdict_N = verdict_N.masked_fill(reason_N == reason, _REVIEW)
     return Judgement(verdict_N=verdict_N, reason_N=reason_N)
 
 

@@ -58,7 +58,27 @@ def test_a_query_without_direction_has_no_neighbour() -> None:
 def test_wrong_use_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"k must be in 1\.\.2"):
         top_k(torch.ones(1, 2), torch.ones(2, 2), 3)
-    with pytest.raises(ValueError, match="choose one of auto, exact, faiss"):
+    with pytest.raises(ValueError, match="choose one of auto, exact, faiss, ivf"):
         top_k(torch.ones(1, 2), torch.ones(2, 2), 1, backend="annoy")
     with pytest.raises(ValueError, match="keys hold NaN"):
         top_k(torch.ones(1, 2), torch.full((2, 2), float("nan")), 1)
+
+
+def test_the_approximate_index_says_its_recall(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    keys = torch.randn(6000, 16, generator=torch.Generator().manual_seed(0))
+    index = neighbors.NeighborIndex(keys, backend="ivf")
+    asked = keys[:: 6000 // 256][:256]
+    truth, found = top_k(asked, keys, 5, backend="exact")[1], index.search(asked, 5)[1]
+    wanted = sum(len(set(a) & set(b)) for a, b in zip(truth.tolist(), found.tolist(), strict=True)) / truth.numel()
+    assert index.recall == pytest.approx(wanted) and 0.5 < index.recall <= 1.0
+    assert neighbors.NeighborIndex(keys, backend="faiss").recall == 1.0
+
+
+def test_auto_takes_the_exact_search_for_few_keys_and_lists_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(neighbors, "_gpus", lambda: 0)
+    monkeypatch.setattr(neighbors, "_MANY_KEYS", 5000)
+    assert neighbors.NeighborIndex(torch.randn(100, 8)).backend == "exact"
+    assert neighbors.NeighborIndex(torch.randn(4500, 8)).backend == "faiss"
+    assert neighbors.NeighborIndex(torch.randn(5500, 8)).backend == "ivf"

@@ -15,9 +15,10 @@ from arcface_core.noise.centers import (
     dominant_centers,
     nearest_subcenter,
     random_other,
-    rival,
     vote,
+    with_direction,
 )
+from arcface_core.noise.rivals import RivalSearch
 
 
 def angle(a: list[float], b: list[float]) -> float:
@@ -60,8 +61,11 @@ def test_vote_and_angles_equal_plain_loops(seed: int, k: int) -> None:
         others = [
             (angle(vectors[n].tolist(), centers[c, wanted[c]].tolist()), c) for c in range(len(centers)) if c != own and wanted[c] >= 0
         ]
-        found, found_deg = rival(vectors.float(), index, center_CD.float())
-        assert int(found[n]) == min(others)[1] and float(found_deg[n]) == pytest.approx(min(others)[0], abs=1e-3)
+        wanted_deg, wanted_at = zip(*sorted(others)[:2], strict=True)
+        everybody = torch.ones(len(centers), dtype=torch.bool)
+        found, found_deg = RivalSearch(center_CD.float(), everybody).nearest(vectors.float(), index, 2)
+        assert found[n, : len(wanted_at)].tolist() == list(wanted_at)
+        assert found_deg[n, : len(wanted_deg)].tolist() == pytest.approx(wanted_deg, abs=1e-3)
 
 
 def test_ties_go_to_the_lowest_subcenter() -> None:
@@ -74,8 +78,8 @@ def test_an_identity_without_samples_has_no_center_and_is_nobodys_rival() -> Non
     centers = torch.eye(3)[:, None, :]
     chosen = dominant_centers(centers, torch.tensor([0, -1, 0]))
     assert chosen[1].tolist() == [0, 0, 0]
-    found, _ = rival(torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([0]), chosen)
-    assert found.tolist() == [2]
+    found, _ = RivalSearch(chosen, torch.ones(3, dtype=torch.bool)).nearest(torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([0]), 1)
+    assert found.tolist() == [[2]]
 
 
 def test_what_has_no_direction_takes_no_part() -> None:
@@ -85,13 +89,26 @@ def test_what_has_no_direction_takes_no_part() -> None:
     nearest, degrees = nearest_subcenter(vectors, index, centers)
     assert nearest.tolist() == [-1, -1, 0] and degrees[:2].isnan().all()
     assert vote(nearest, index, 2, 1).tolist() == [[1], [0]]
-    found, far = rival(vectors, index, centers[:, 0])
-    assert found.tolist() == [-1, -1, 1] and far[:2].isnan().all()
+    found, far = RivalSearch(centers[:, 0], torch.ones(2, dtype=torch.bool)).nearest(vectors, index, 1)
+    assert found.tolist() == [[-1], [-1], [1]] and far[:2].isnan().all()
 
 
 def test_one_identity_has_no_rival() -> None:
-    found, far = rival(torch.tensor([[1.0, 0]]), torch.tensor([0]), torch.tensor([[1.0, 0]]))
-    assert found.tolist() == [-1] and far.tolist() == [180.0]
+    alone = RivalSearch(torch.tensor([[1.0, 0]]), torch.tensor([True]))
+    found, far = alone.nearest(torch.tensor([[1.0, 0]]), torch.tensor([0]), 2)
+    assert found.tolist() == [[-1, -1]] and bool(far.isnan().all())
+    assert bool(alone.to_random_other(torch.tensor([[1.0, 0]]), torch.tensor([0]), torch.tensor([3])).isnan().all())
+
+
+def test_who_is_not_present_is_nobodys_rival_and_no_null() -> None:
+    search = RivalSearch(torch.eye(4), torch.tensor([True, True, False, True]))
+    found, far = search.nearest(torch.tensor([[0.1, 0.2, 0.9, 0.0]]), torch.tensor([1]), 3)
+    assert found.tolist() == [[0, 3, -1]] and bool(far[0, 2].isnan())
+    salts = torch.arange(50)
+    null = search.to_random_other(torch.eye(4)[2].expand(50, 4), torch.zeros(50, dtype=torch.int64), salts)
+    assert set(null.tolist()) == {90.0}, "identity 2, at 0 degrees, is not there"
+    among = torch.tensor([False, False, False, True])
+    assert bool(search.to_random_other(torch.eye(4)[[3]], torch.tensor([3]), torch.tensor([5]), among_C=among).isnan().all())
 
 
 @settings(max_examples=20, deadline=None)
@@ -115,11 +132,12 @@ def test_random_other_is_never_ones_own_and_follows_the_sample() -> None:
     centers[3] = 0
     index = torch.randint(7, (500,), generator=torch.Generator().manual_seed(1))
     salt = torch.randint(2**60, (500,), generator=torch.Generator().manual_seed(2))
-    chosen = random_other(index, salt, centers)
+    there = with_direction(centers)
+    chosen = random_other(index, salt, there)
     assert not bool((chosen == index).any()) and set(chosen.tolist()) == {0, 1, 2, 4, 5, 6}
     order = torch.randperm(500)
-    assert torch.equal(random_other(index[order], salt[order], centers), chosen[order])
-    assert random_other(torch.tensor([0]), torch.tensor([5]), torch.eye(1)).tolist() == [-1]
+    assert torch.equal(random_other(index[order], salt[order], there), chosen[order])
+    assert random_other(torch.tensor([0]), torch.tensor([5]), torch.tensor([0])).tolist() == [-1]
 
 
 def test_cluster_centers_find_planted_groups_and_give_no_empty_ones() -> None:
@@ -140,6 +158,6 @@ def test_wrong_use_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"class_index must be in 0\.\.1"):
         nearest_subcenter(vectors, index, centers[:2])
     with pytest.raises(ValueError, match="do not fit"):
-        rival(vectors, index[:-1], centers[:, 0])
+        nearest_subcenter(vectors, index[:-1], centers)
     with pytest.raises(ValueError, match="another head"):
         vote(torch.tensor([5]), torch.tensor([0]), 2, 3)

@@ -13,7 +13,17 @@ NAN = math.nan
 
 
 def evidence(
-    angle: list[float], *, dominant: bool = True, other: float = 90.0, noise: float = 0.0, size: int = 9, dtype: torch.dtype = torch.float32
+    angle: list[float],
+    *,
+    dominant: bool = True,
+    other: float = 90.0,
+    third: float = 120.0,
+    noise: float = 0.0,
+    size: int = 9,
+    mass: float = 5.0,
+    second_mass: float = 0.0,
+    copy: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Evidence:
     n = len(angle)
     return Evidence(
@@ -21,8 +31,13 @@ def evidence(
         nearest_angle_deg=torch.tensor(angle, dtype=dtype),
         is_dominant=torch.full((n,), dominant),
         other_angle_deg=torch.full((n,), other, dtype=dtype),
+        consensus_angle_deg=torch.tensor(angle, dtype=dtype),
+        next_other_angle_deg=torch.full((n,), third, dtype=dtype),
         noise_probability=torch.full((n,), noise, dtype=dtype),
         identity_size=torch.full((n,), size),
+        mass=torch.full((n,), mass),
+        second_mass=torch.full((n,), second_mass),
+        is_near_duplicate=torch.full((n,), copy),
     )
 
 
@@ -91,3 +106,27 @@ def test_wrong_use_says_what_to_do() -> None:
         judge(evidence([1.0]), rule="best")
     with pytest.raises(ValueError, match=r"max_angle_deg must be in 0\.\.180"):
         judge(evidence([1.0]), rule="angle", max_angle_deg=190)
+
+
+def test_two_people_of_one_size_under_one_name_are_a_tie_and_nobody_guesses() -> None:
+    assert said(evidence([20.0, 95.0], mass=10, second_mass=8.1), "calibrated") == [("review", "tie")] * 2
+    assert said(evidence([20.0], mass=10, second_mass=7.9), "calibrated") == [("keep", "accepted")]
+    assert said(evidence([20.0], mass=10, second_mass=10), "angle") == [("keep", "accepted")]  # the paper's rules know no tie
+
+
+def test_an_identity_in_which_nobody_agrees_has_no_consensus() -> None:
+    assert said(evidence([88.0, 20.0], mass=1.4, second_mass=1.4), "calibrated") == [("review", "no_consensus")] * 2
+    assert said(evidence([88.0], mass=math.nan), "calibrated") == [("review", "no_consensus")]
+    assert said(evidence([20.0], mass=1.5), "calibrated") == [("keep", "accepted")]
+
+
+def test_of_near_duplicates_the_stand_in_is_kept_and_a_wrong_one_is_dropped_for_being_wrong() -> None:
+    assert said(evidence([20.0], copy=True), "calibrated", keep_near_duplicates=False) == [("drop", "near_duplicate")]
+    assert said(evidence([20.0], copy=True), "calibrated") == [("keep", "accepted")]
+    assert said(evidence([90.0], copy=True, noise=0.9), "calibrated", keep_near_duplicates=False) == [("drop", "noise_probability")]
+
+
+def test_a_relabel_wants_the_other_identity_well_ahead_of_any_third() -> None:
+    assert said(evidence([90.0], other=40.0, third=58.0), "angle") == [("relabel", "angle")]  # exactly 18 degrees ahead
+    assert said(evidence([90.0], other=40.0, third=57.9), "angle") == [("drop", "angle")]
+    assert said(evidence([90.0], other=40.0, third=math.nan), "angle") == [("relabel", "angle")]  # there is no third

@@ -1,0 +1,161 @@
+"""What the samples of one identity say about each other: its consensus center, how well each sample agrees, near duplicates, a second person.
+
+A head's sub-center is where training ended; it has been pulled by the noise that it was trained on. The consensus center is the mean of the
+samples that agree with it, found from the sub-centers by a few steps of weighted means, and each sample is compared with the consensus of the
+OTHERS. Works on groups of identities of one size, so that all is a few batched products and no sample is ever compared across identities.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arcface_core.angles import angle_deg, cos_of_deg, normalize
+
+__all__ = ["MAX_REFERENCES", "Consensus", "consensus", "groups_of_one_size"]
+
+MAX_REFERENCES = 4096
+"""In a larger identity each sample is compared with this many others, evenly spread over it."""
+_STEPS = 3
+_NEIGHBOURS = 5
+_FLOATS_PER_GROUP = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consensus:
+    """Of G identities with n samples each; angles in degrees, NaN where there is nothing to compare with.
+
+    center_GD       unit consensus center; zero where no sample has a direction
+    mass_G          how many samples agree with it, near duplicates counted once: the sum of their clean probabilities
+    angle_Gn        of each sample to the consensus of the others, its near duplicates left out
+    density_Gn      of each sample: the angle whose cosine is its mean cosine with its 5 nearest others, near duplicates left out
+    duplicate_Gn    place in the group of the near duplicate that stands for this sample; its own place when it stands for itself
+    second_GD       unit center of the samples that do not agree with the first; zero when there are none
+    second_mass_G   how many agree with that one
+    """
+
+    center_GD: Tensor
+    mass_G: Tensor
+    angle_Gn: Tensor
+    density_Gn: Tensor
+    duplicate_Gn: Tensor
+    second_GD: Tensor
+    second_mass_G: Tensor
+
+
+def groups_of_one_size(class_index_N: Tensor, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(identities [G], rows [G, n]) over all identities that occur, those of one size together, at most 64 MiB of embeddings at a time."""
+    order_N = class_index_N.argsort(stable=True)
+    sizes_C = torch.bincount(class_index_N)
+    first_C = sizes_C.cumsum(0) - sizes_C
+    for size in sorted(set(sizes_C.tolist())):
+        if size:
+            identities = (sizes_C == size).nonzero()[:, 0]
+            for group in identities.split(max(1, _FLOATS_PER_GROUP // (size * dim))):
+                yield group, order_N[first_C[group][:, None] + torch.arange(size, device=group.device)]
+
+
+def consensus(
+    embeddings_GnD: Tensor, starts_GKD: Tensor, clean_probability: Callable[[Tensor], Tensor], *, duplicate_angle_deg: float = 12.0
+) -> Consensus:
+    """The consensus of G identities.
+
+    starts_GKD            sub-centers of each identity; a zero row is a start that does not exist
+    clean_probability     of a tensor of angles in degrees: the probability 0..1 that a sample at this angle is of the identity; NaN counts as 0
+    duplicate_angle_deg   two samples within this angle (inclusive) are one photograph
+
+    From every start: weights = clean probability of the angle to the center of the others, divided by the number of near duplicates; center =
+    weighted mean; three times. The start that ends with most mass wins, ties to the lowest. The second center is found likewise among
+    what is left. Source: ours; the weighted mean is one step of mean shift (Comaniciu and Meer 2002) with a calibrated kernel.
+    """
+    unit_GnD = normalize(embeddings_GnD.nan_to_num(0.0, 0.0, 0.0))
+    _, size, _ = unit_GnD.shape
+    reference_r = torch.arange(size, device=unit_GnD.device)
+    if size > MAX_REFERENCES:
+        reference_r = (torch.arange(MAX_REFERENCES, device=unit_GnD.device) * size) // MAX_REFERENCES
+    cos_Gnr = unit_GnD @ unit_GnD[:, reference_r].mT
+    is_self_nr = torch.arange(size, device=unit_GnD.device)[:, None] == reference_r
+    near_Gnr = ((cos_Gnr >= cos_of_deg(duplicate_angle_deg)) | is_self_nr) & (cos_Gnr > 0)
+    scale = size / len(reference_r)
+    copies_Gn = 1 + (near_Gnr & ~is_self_nr).sum(dim=2) * scale
+
+    def weigh(angle: Tensor) -> Tensor:
+        return clean_probability(angle).nan_to_num(0.0)
+
+    def settle(starts_GMD: Tensor, allowed_Gn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Centers [G, M, D], angles to the center of the others [G, n, M], masses [G, M], after some steps from each start."""
+        centers_GMD = normalize(starts_GMD)
+        angle_GnM = _angle_without_self(unit_GnD, centers_GMD, None, None)
+        for _ in range(_STEPS):
+            weight_GnM = weigh(angle_GnM) * (allowed_Gn / copies_Gn)[..., None]
+            sums_GMD = weight_GnM.mT @ unit_GnD
+            found_GM1 = sums_GMD.norm(dim=2, keepdim=True) > 1e-6
+            centers_GMD = torch.where(found_GM1, normalize(sums_GMD), centers_GMD)
+            own_GnM = weight_GnM * copies_Gn[..., None]  # what the sample and its near duplicates put into the sum
+            angle_GnM = _angle_without_self(unit_GnD, centers_GMD, sums_GMD, own_GnM)
+        mass_GM = (weigh(angle_GnM) * (allowed_Gn / copies_Gn)[..., None]).sum(dim=1)
+        return centers_GMD, angle_GnM, mass_GM
+
+    everyone_Gn = torch.ones_like(copies_Gn)
+    centers_GMD, angle_GnM, mass_GM = settle(starts_GKD, everyone_Gn)
+    exists_GM = (starts_GKD != 0).any(dim=2)
+    best_G = mass_GM.masked_fill(~exists_GM, -1.0).argmax(dim=1)
+    group_G = torch.arange(len(best_G), device=best_G.device)
+    center_GD, mass_G = centers_GMD[group_G, best_G], mass_GM[group_G, best_G]
+    angle_Gn = angle_GnM[group_G, :, best_G]
+    rest_Gn = 1 - weigh(angle_Gn)
+    affinity_Gn = rest_Gn * ((cos_Gnr.clamp_min(0) ** 2).masked_fill(near_Gnr, 0.0) @ (rest_Gn / copies_Gn)[:, reference_r, None])[..., 0]
+    second_GMD, _, second_mass_GM = settle(unit_GnD[group_G, affinity_Gn.argmax(dim=1)][:, None], rest_Gn)
+    return Consensus(
+        center_GD=center_GD,
+        mass_G=mass_G,
+        angle_Gn=angle_Gn,
+        density_Gn=_density(cos_Gnr, near_Gnr),
+        duplicate_Gn=_stand_ins(near_Gnr, angle_Gn, reference_r),
+        second_GD=second_GMD[:, 0],
+        second_mass_G=second_mass_GM[:, 0],
+    )
+
+
+def _angle_without_self(unit_GnD: Tensor, centers_GMD: Tensor, sums_GMD: Tensor | None, own_GnM: Tensor | None) -> Tensor:
+    """Degrees [G, n, M] between sample i and sum m without i's own share `own` of it; NaN where nothing is left. |S - w x| by the law of cosines."""
+    cos_GnM = unit_GnD @ centers_GMD.mT
+    there_GnM = (unit_GnD != 0).any(dim=2, keepdim=True) & (centers_GMD != 0).any(dim=2)[:, None]
+    if sums_GMD is None or own_GnM is None:
+        return angle_deg(cos_GnM).masked_fill(~there_GnM, torch.nan)
+    length_G1M = sums_GMD.norm(dim=2)[:, None]
+    left_GnM = (length_G1M**2 - 2 * own_GnM * cos_GnM * length_G1M + own_GnM**2).clamp_min(0).sqrt()
+    nothing_GnM = left_GnM <= 1e-3 * own_GnM.clamp_min(1e-3)
+    others_GnM = (cos_GnM * length_G1M - own_GnM) / left_GnM.clamp_min(1e-9)
+    return angle_deg(others_GnM).masked_fill(~there_GnM | nothing_GnM, torch.nan)
+
+
+def _density(cos_Gnr: Tensor, near_Gnr: Tensor) -> Tensor:
+    others_Gnr = cos_Gnr.masked_fill(near_Gnr, -2.0)
+    best_Gnk = others_Gnr.topk(min(_NEIGHBOURS, others_Gnr.shape[2]), dim=2).values
+    known_Gnk = best_Gnk > -2.0
+    mean_Gn = best_Gnk.masked_fill(~known_Gnk, 0.0).sum(dim=2) / known_Gnk.sum(dim=2)
+    return angle_deg(mean_Gn).masked_fill(~known_Gnk.any(dim=2), torch.nan)
+
+
+def _stand_ins(near_Gnr: Tensor, angle_Gn: Tensor, reference_r: Tensor) -> Tensor:
+    """Keep-one rule: of near duplicates the one nearest to the consensus stands for those near to IT, then the next; ties to the first.
+
+    A chain a - b - c of which only neighbours are near is not one set: what a stands for is what is near to a.
+    """
+    size = angle_Gn.shape[1]
+    stand_in_Gn = torch.arange(size, device=angle_Gn.device).expand_as(angle_Gn).clone()
+    mutual_Gr = near_Gnr.sum(dim=1) > 1  # references that are near to somebody else
+    for group in mutual_Gr.any(dim=1).nonzero()[:, 0].tolist():
+        references = reference_r[mutual_Gr[group]]
+        order = angle_Gn[group, references].nan_to_num(nan=torch.inf).argsort(stable=True)
+        places = mutual_Gr[group].nonzero()[:, 0][order].tolist()
+        taken_n = torch.zeros(size, dtype=torch.bool, device=angle_Gn.device)
+        for place in places:
+            head = int(reference_r[place])
+            if not taken_n[head]:
+                follows_n = near_Gnr[group, :, place] & ~taken_n
+                stand_in_Gn[group, follows_n] = head
+                taken_n |= follows_n
+    return stand_in_Gn

@@ -1,0 +1,86 @@
+"""All embeddings of one identity in one place: a copy of a round's embeddings, split over buckets by a hash of the identity.
+
+Raw shards follow the crawl, so one person may lie in a thousand of them. Evidence within an identity is gathered bucket by bucket; a bucket
+fits in memory. Since the hash is blind, the first buckets are also a fair sample of the identities.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.embed import read_embeddings
+
+BYTES_PER_BUCKET = 1 << 29
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Samples of some identities. `row_N`: number of each sample in the round, counted over the shards in order; `class_N`: its identity."""
+
+    row_N: NDArray[np.int64]
+    class_N: NDArray[np.int64]
+    unit_ND: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The buckets of one round, on disk."""
+
+    folder: Path
+    count: int
+    dim: int
+    first_row: dict[str, int]
+    """Number of the first sample of each shard."""
+    samples: int
+
+    def __iter__(self) -> Iterator[Bucket]:
+        return (self.read(number) for number in range(self.count))
+
+    def read(self, number: int) -> Bucket:
+        """One bucket, whole."""
+        facts = np.fromfile(self.folder / f"{number:05d}.rows", np.int64).reshape(-1, 2)
+        vectors = np.fromfile(self.folder / f"{number:05d}.f32", np.float32).reshape(-1, self.dim)
+        return Bucket(np.ascontiguousarray(facts[:, 0]), np.ascontiguousarray(facts[:, 1]), vectors)
+
+
+def split(embeddings: Path, stems: list[str], index: dict[str, int], folder: Path, *, bytes_per_bucket: int = BYTES_PER_BUCKET) -> Buckets:
+    """The buckets of `embeddings`, written to `folder`. `index`: class index of every identity that occurs."""
+    sizes = {stem: int(pq.read_metadata(embeddings / f"{stem}.parquet").num_rows) for stem in stems}
+    samples = sum(sizes.values())
+    dim = int(pq.read_schema(embeddings / f"{stems[0]}.parquet").field("embedding").type.list_size)
+    count = max(1, -(-samples * dim * 4 // bytes_per_bucket))
+    names = list(index)
+    bucket_of_C = np.fromiter((_hash(name) % count for name in names), np.int64, len(names))
+    folder.mkdir(exist_ok=True)
+    first_row: dict[str, int] = {}
+    row = 0
+    with ExitStack() as stack:
+        files = [
+            (
+                stack.enter_context((folder / f"{number:05d}.rows").open("wb")),
+                stack.enter_context((folder / f"{number:05d}.f32").open("wb")),
+            )
+            for number in range(count)
+        ]
+        for stem in stems:
+            first_row[stem] = row
+            _, identities, _, vectors_ND = read_embeddings(embeddings / f"{stem}.parquet")
+            class_N = np.fromiter((index[name] for name in identities), np.int64, len(identities))
+            facts_N2 = np.stack([np.arange(row, row + len(class_N)), class_N], axis=1)
+            bucket_N = bucket_of_C[class_N]
+            for number in np.unique(bucket_N):
+                chosen_N = bucket_N == number
+                facts_N2[chosen_N].tofile(files[number][0])
+                vectors_ND[chosen_N].tofile(files[number][1])
+            row += len(class_N)
+    return Buckets(folder, count, dim, first_row, samples)
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest(), "big")

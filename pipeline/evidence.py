@@ -1,0 +1,289 @@
+"""What a round knows of every sample before it judges: angles to the head's sub-centers, to the identity's consensus, to the rival, density.
+
+Order: votes and dominant sub-centers (the paper's), then a calibration on a sample of the identities, from it the consensus of each identity,
+twice again, then the consensus of all, and last a table of evidence per raw shard. Memory holds the centers, one bucket, and one shard.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arcface_core.noise.calibration import AngleHistogram, Calibration, fit_calibration
+from arcface_core.noise.centers import (
+    angle_to,
+    cluster_centers,
+    dominant,
+    dominant_centers,
+    nearest_subcenter,
+    random_other,
+    vote,
+    with_direction,
+)
+from arcface_core.noise.consensus import consensus, groups_of_one_size
+from arcface_core.noise.rivals import RivalSearch
+from arcface_core.noise.rules import LEAST_MASS
+from pipeline import tables
+from pipeline.buckets import Buckets, split
+from pipeline.config import Config
+from pipeline.embed import read_embeddings
+from pipeline.receipts import atomic
+from pipeline.train import is_held_out, read_classes
+
+CALIBRATION_SAMPLES = 1_000_000
+_REFINEMENTS = 2
+
+
+@dataclass(frozen=True)
+class Identities:
+    """All identities that have a sample, and what is known of each. C identities, K sub-centers, D dimensions."""
+
+    names: list[str]
+    index: dict[str, int]
+    size_C: Tensor
+    is_trained_C: Tensor
+    """The head of this round was trained on some of its samples."""
+    is_held_out_C: Tensor
+    """No round was trained on any of them."""
+    centers_CKD: Tensor
+    dominant_C: Tensor
+    dominant_CD: Tensor
+    consensus_CD: Tensor
+    mass_C: Tensor
+    second_CD: Tensor
+    second_mass_C: Tensor
+
+    def class_of(self, identities: list[str]) -> Tensor:
+        """Class indices, on the device of the centers."""
+        return torch.tensor([self.index[name] for name in identities], dtype=torch.int64, device=self.centers_CKD.device)
+
+
+@dataclass(frozen=True)
+class WithinIdentity:
+    """Facts of every sample that only the identity as a whole can tell, on disk, by number of the sample in the round."""
+
+    angle_deg_N: NDArray[np.float32]
+    density_deg_N: NDArray[np.float32]
+    stand_in_N: NDArray[np.int64]
+    """Number of the near duplicate that stands for the sample; its own when it stands for itself."""
+    key_N: NDArray[np.bytes_]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Everything but the tables of evidence."""
+
+    identities: Identities
+    within: WithinIdentity
+    first_row: dict[str, int]
+    rivals: RivalSearch
+    head_own: AngleHistogram
+    head_null: AngleHistogram
+    """Angles to the head's dominant sub-centers, of a sample of the identities: what tells whether the head has learned."""
+
+
+def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: Path, device: torch.device, config: Config) -> Gathered:
+    """Votes, consensus and near duplicates of a round. Temporary files go into `folder`."""
+    folder.mkdir(exist_ok=True)
+    table = pq.read_table(raw / "identities.parquet", filters=[("samples", ">", 0)])
+    names: list[str] = table["identity"].to_pylist()
+    index = {name: number for number, name in enumerate(names)}
+    buckets = split(embeddings, stems, index, folder / "buckets")
+    trained, learned_CKD = read_classes(train)
+    subcenters, dim = learned_CKD.shape[1:]
+    centers_CKD = torch.zeros(len(names), subcenters, dim)
+    is_trained_C = torch.zeros(len(names), dtype=torch.bool)
+    rows = torch.tensor([index[name] for name in trained], dtype=torch.int64)
+    centers_CKD[rows], is_trained_C[rows] = learned_CKD, True
+    centers_CKD = centers_CKD.to(device)
+    counts_CK = torch.zeros(len(names), subcenters, dtype=torch.int64)
+    for bucket in buckets:
+        class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND).to(device)
+        for number, members in _members(class_N, ~is_trained_C):
+            centers_CKD[number] = cluster_centers(unit_ND[members], subcenters)
+        nearest_N, _ = nearest_subcenter(unit_ND, class_N.to(device), centers_CKD)
+        counts_CK += vote(nearest_N.cpu(), class_N, len(names), subcenters)
+    dominant_C = dominant(counts_CK).to(device)
+    dominant_CD = dominant_centers(centers_CKD, dominant_C)
+    known = Identities(
+        names=names,
+        index=index,
+        size_C=torch.from_numpy(table["samples"].to_numpy().copy()),
+        is_trained_C=is_trained_C,
+        is_held_out_C=torch.tensor([is_held_out(name, share=config.evaluate.holdout, seed=config.seed) for name in names], device=device),
+        centers_CKD=centers_CKD,
+        dominant_C=dominant_C,
+        dominant_CD=dominant_CD,
+        consensus_CD=torch.zeros_like(dominant_CD),
+        mass_C=torch.zeros(len(names), device=device),
+        second_CD=torch.zeros_like(dominant_CD),
+        second_mass_C=torch.zeros(len(names), device=device),
+    )
+    within = _arrays(folder / "samples", buckets.samples, embeddings, stems)
+    head_own, head_null = _head_angles(buckets, known, within)
+    _settle(buckets, known, within, fit_calibration(head_own, head_null), config.isolate.duplicate_angle_deg)
+    present_C = known.mass_C >= LEAST_MASS
+    return Gathered(known, within, buckets.first_row, RivalSearch(known.consensus_CD, present_C), head_own, head_null)
+
+
+def _members(class_N: Tensor, wanted_C: Tensor) -> list[tuple[int, Tensor]]:
+    """(identity, its rows) of the wanted identities that occur."""
+    chosen_N = wanted_C[class_N].nonzero()[:, 0]
+    order_N = chosen_N[class_N[chosen_N].argsort(stable=True)]
+    sizes_C = torch.bincount(class_N[order_N], minlength=1)
+    values = sizes_C.nonzero()[:, 0]
+    return list(zip(values.tolist(), torch.split(order_N, sizes_C[values].tolist()), strict=True))
+
+
+def _sample(buckets: Buckets) -> list[int]:
+    """Numbers of the first buckets, until they hold enough samples to calibrate on."""
+    chosen, held = [], 0
+    for number in range(buckets.count):
+        chosen.append(number)
+        held += len(buckets.read(number).row_N) if buckets.count > 1 else buckets.samples
+        if held >= CALIBRATION_SAMPLES:
+            break
+    return chosen
+
+
+def _head_angles(buckets: Buckets, known: Identities, within: WithinIdentity) -> tuple[AngleHistogram, AngleHistogram]:
+    """Own and null angles to the head's dominant sub-centers; of trained identities, since clustered centers follow their samples."""
+    own, null = AngleHistogram(), AngleHistogram()
+    present_P = with_direction(known.dominant_CD)
+    device = known.centers_CKD.device
+    for number in _sample(buckets):
+        bucket = buckets.read(number)
+        class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND)
+        chosen_N = known.is_trained_C[class_N]
+        class_N, unit_ND = class_N[chosen_N].to(device), unit_ND[chosen_N].to(device)
+        own.add(angle_to(unit_ND, class_N, known.dominant_CD))
+        salt_N = _salt(within.key_N[bucket.row_N[chosen_N.numpy()]]).to(device)
+        null.add(angle_to(unit_ND, random_other(class_N, salt_N, present_P), known.dominant_CD))
+    return own, null
+
+
+def _salt(key_N: NDArray[np.bytes_]) -> Tensor:
+    """A pseudo-random number >= 0 for each sample_id, int64."""
+    first_N = np.ascontiguousarray(key_N).view("<u8").reshape(len(key_N), -1)[:, 0]
+    return torch.from_numpy((first_N * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)).astype(np.int64))
+
+
+def _settle(buckets: Buckets, known: Identities, within: WithinIdentity, calibration: Calibration, duplicate_angle_deg: float) -> None:
+    """Fill in consensus and second centers: of a sample of the identities, twice, calibrating after each; then of all."""
+    sample = _sample(buckets)
+    for _ in range(_REFINEMENTS):
+        own, null = AngleHistogram(), AngleHistogram()
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        for number in sample:
+            class_N, row_N, unit_ND = _agree(buckets, number, known, within, calibration, duplicate_angle_deg)
+            own.add(torch.from_numpy(within.angle_deg_N[row_N.numpy()].copy()))
+            seen.append((class_N, row_N, unit_ND))
+        present_P = with_direction(known.consensus_CD)
+        for class_N, row_N, unit_ND in seen:
+            salt_N = _salt(within.key_N[row_N.numpy()]).to(unit_ND.device)
+            null.add(angle_to(unit_ND, random_other(class_N, salt_N, present_P), known.consensus_CD))
+        if own.total == 0:
+            break
+        calibration = fit_calibration(own, null)
+    for number in range(buckets.count):
+        _agree(buckets, number, known, within, calibration, duplicate_angle_deg)
+
+
+def _agree(
+    buckets: Buckets, number: int, known: Identities, within: WithinIdentity, calibration: Calibration, duplicate_angle_deg: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Consensus of the identities of one bucket, written into `known` and `within`. Class index, row number and embedding of its samples."""
+    bucket = buckets.read(number)
+    device = known.centers_CKD.device
+    class_N, row_N = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.row_N)
+    unit_ND = torch.from_numpy(bucket.unit_ND).to(device)
+    is_clean = _clean(calibration)
+    for identity_G, place_Gn in groups_of_one_size(class_N, buckets.dim):
+        found = consensus(
+            unit_ND[place_Gn.to(device)], known.centers_CKD[identity_G.to(device)], is_clean, duplicate_angle_deg=duplicate_angle_deg
+        )
+        known.consensus_CD[identity_G], known.mass_C[identity_G] = found.center_GD, found.mass_G
+        known.second_CD[identity_G], known.second_mass_C[identity_G] = found.second_GD, found.second_mass_G
+        rows = row_N[place_Gn]
+        within.angle_deg_N[rows.numpy()] = found.angle_Gn.cpu().numpy()
+        within.density_deg_N[rows.numpy()] = found.density_Gn.cpu().numpy()
+        within.stand_in_N[rows.numpy()] = rows.gather(1, found.duplicate_Gn.cpu()).numpy()
+    return class_N.to(device), row_N, unit_ND
+
+
+def _clean(calibration: Calibration) -> Callable[[Tensor], Tensor]:
+    return lambda angle: 1 - calibration.noise_probability(angle.flatten()).view(angle.shape)
+
+
+def _arrays(folder: Path, samples: int, embeddings: Path, stems: list[str]) -> WithinIdentity:
+    folder.mkdir(exist_ok=True)
+
+    def array(name: str, kind: str) -> NDArray[Any]:
+        return np.memmap(folder / name, kind, "w+", shape=(samples,)) if samples else np.zeros(0, kind)
+
+    within = WithinIdentity(array("angle", "<f4"), array("density", "<f4"), array("stand_in", "<i8"), array("key", "S64"))
+    row = 0
+    for stem in stems:
+        keys = pq.read_table(embeddings / f"{stem}.parquet", columns=["sample_id"])["sample_id"].to_pylist()
+        within.key_N[row : row + len(keys)] = keys
+        row += len(keys)
+    return within
+
+
+EVIDENCE_ONLY = {"null_angle_deg": pa.float32(), "next_other_angle_deg": pa.float32()}
+"""Columns of a table of evidence that the noise table leaves out: the angle to a random other identity, and to the second nearest other."""
+
+
+def write_evidence(embedded: Path, out: Path, stem: str, gathered: Gathered) -> None:
+    """The evidence of one raw shard, in the order of its embeddings."""
+    known, device = gathered.identities, gathered.identities.centers_CKD.device
+    uris, identities, quality, vectors = read_embeddings(embedded)
+    count = len(uris)
+    rows = slice(gathered.first_row[stem], gathered.first_row[stem] + count)
+    keys = gathered.within.key_N[rows].astype(str).tolist()
+    stand_in_N = gathered.within.stand_in_N[rows]
+    is_copy_N = stand_in_N != np.arange(rows.start, rows.stop)
+    unit_ND = torch.from_numpy(vectors.copy()).to(device)
+    class_N = known.class_of(identities)
+    nearest_N, nearest_deg_N = nearest_subcenter(unit_ND, class_N, known.centers_CKD)
+    other_N2, other_deg_N2 = gathered.rivals.nearest(unit_ND, class_N, 2)
+    salt_N = _salt(gathered.within.key_N[rows]).to(device)
+    all_deg_NK = torch.stack([angle_to(unit_ND, class_N, known.centers_CKD[:, k]) for k in range(known.centers_CKD.shape[1])], dim=1)
+    columns = {
+        "sample_id": keys,
+        "identity": identities,
+        "source_uri": uris,
+        "nearest_subcenter": nearest_N.cpu().numpy().astype(np.int16),
+        "dominant_subcenter": known.dominant_C[class_N].cpu().numpy().astype(np.int16),
+        "nearest_angle_deg": nearest_deg_N.cpu().numpy(),
+        "angle_deg": angle_to(unit_ND, class_N, known.dominant_CD).cpu().numpy(),
+        "consensus_angle_deg": np.array(gathered.within.angle_deg_N[rows]),
+        "density_angle_deg": np.array(gathered.within.density_deg_N[rows]),
+        "other_identity": [known.names[number] if number >= 0 else None for number in other_N2[:, 0].tolist()],
+        "other_angle_deg": other_deg_N2[:, 0].cpu().numpy(),
+        "quality": quality,
+        "near_duplicate_of": [
+            gathered.within.key_N[row].decode() if is_copy else None for row, is_copy in zip(stand_in_N, is_copy_N, strict=True)
+        ],
+        "subcenter_angles_deg": all_deg_NK.nan_to_num(nan=90.0).cpu().tolist(),
+        "null_angle_deg": _null_angle_deg(unit_ND, class_N, salt_N, gathered).cpu().numpy(),
+        "next_other_angle_deg": other_deg_N2[:, 1].cpu().numpy(),
+    }
+    arrays = {name: pa.array(values, EVIDENCE_ONLY.get(name) or tables.NOISE.field(name).type) for name, values in columns.items()}
+    with atomic(out) as temporary:
+        pq.write_table(pa.table(arrays), temporary)
+
+
+def _null_angle_deg(unit_ND: Tensor, class_N: Tensor, salt_N: Tensor, gathered: Gathered) -> Tensor:
+    """Angle to a random other identity; of a held-out one to another held-out one, for no training has pushed those apart."""
+    is_out_C = gathered.identities.is_held_out_C
+    null_N = gathered.rivals.to_random_other(unit_ND, class_N, salt_N)
+    among_N = gathered.rivals.to_random_other(unit_ND, class_N, salt_N, among_C=is_out_C)
+    return torch.where(is_out_C[class_N] & ~among_N.isnan(), among_N, null_N)

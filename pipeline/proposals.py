@@ -1,0 +1,97 @@
+"""Proposals about identities, never carried out by themselves: two names for one person, and one name for two people.
+
+Two names are compared by what their own clean samples say: which share of them would the other identity accept? Nothing is chained: that A
+may be B and B may be C are two rows, and nobody concludes that A is C.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from arcface_core.angles import angle_deg, rowwise_cosine
+from arcface_core.noise.rivals import RivalSearch
+from pipeline import tables
+from pipeline.duck import every, fetch
+from pipeline.evidence import Identities
+from pipeline.receipts import atomic
+
+MERGE_SHARE, REVIEW_SHARE = 0.8, 0.4
+"""Both shares of samples accepted by the other name must reach this: a merge is proposed, or a person is asked."""
+LEAST_SAMPLES = 3.0
+SPLIT_SHARE = 0.3
+"""The second person of an identity counts from this share of the first one's samples."""
+
+
+def write_proposals(evidence: Path, out: Path, known: Identities, rivals: RivalSearch, clean_deg: float) -> pa.Table:
+    """The proposals of a round, also written to `out`. `clean_deg`: the angle up to which a sample is more probably clean than not; 0: no such angle."""
+    rows = _overlaps(evidence, known, clean_deg) + _splits(known, rivals, clean_deg) if clean_deg > 0 else []
+    table = pa.Table.from_pylist(rows, schema=tables.PROPOSALS)
+    with atomic(out) as temporary:
+        pq.write_table(table, temporary)
+    return table
+
+
+def overlapping(proposals: pa.Table) -> set[tuple[str, str]]:
+    """Both orders of every pair of names that may be one person."""
+    pairs = [(row["identity"], row["other_identity"]) for row in proposals.to_pylist() if row["kind"] != "split"]
+    return {*pairs, *((other, one) for one, other in pairs)}
+
+
+def _overlaps(evidence: Path, known: Identities, clean_deg: float) -> list[dict[str, Any]]:
+    with duckdb.connect() as db:
+        db.execute("SET temp_directory = ?", [str(evidence / ".spill")])
+        pairs = fetch(
+            db,
+            """WITH clean AS (FROM read_parquet($evidence) WHERE consensus_angle_deg <= $clean),
+                    sizes AS (SELECT identity, count(*) AS samples FROM clean GROUP BY identity),
+                    near AS (SELECT identity, other_identity, count(*) AS near FROM clean WHERE other_angle_deg <= $clean GROUP BY ALL)
+               SELECT a.identity, a.other_identity, a.near / s.samples AS share_near, b.near / t.samples AS other_share_near
+               FROM near a JOIN near b ON b.identity = a.other_identity AND b.other_identity = a.identity AND a.identity < b.identity
+               JOIN sizes s ON s.identity = a.identity JOIN sizes t ON t.identity = b.identity
+               WHERE least(share_near, other_share_near) >= $least ORDER BY ALL""",
+            {"evidence": every(evidence, "raw-*.parquet"), "clean": clean_deg, "least": REVIEW_SHARE},
+        ).to_pylist()
+    rows = []
+    for pair in pairs:
+        one, other = known.index[pair["identity"]], known.index[pair["other_identity"]]
+        masses = float(known.mass_C[one]), float(known.mass_C[other])
+        if min(masses) < LEAST_SAMPLES:
+            continue
+        is_merge = min(pair["share_near"], pair["other_share_near"]) >= MERGE_SHARE
+        rows.append(
+            pair
+            | {
+                "kind": "merge" if is_merge else "review",
+                "samples": round(masses[0]),
+                "other_samples": round(masses[1]),
+                "center_angle_deg": float(angle_deg(rowwise_cosine(known.consensus_CD[[one]], known.consensus_CD[[other]]))),
+            }
+        )
+    return rows
+
+
+def _splits(known: Identities, rivals: RivalSearch, clean_deg: float) -> list[dict[str, Any]]:
+    is_split_C = (known.second_mass_C >= LEAST_SAMPLES) & (known.second_mass_C >= SPLIT_SHARE * known.mass_C)
+    chosen = is_split_C.nonzero()[:, 0]
+    if len(chosen) == 0:
+        return []
+    nearest, away = rivals.nearest(known.second_CD[chosen], chosen, 1)
+    apart = angle_deg(rowwise_cosine(known.consensus_CD[chosen], known.second_CD[chosen]))
+    second = torch.where(away <= clean_deg, nearest, torch.full_like(nearest, -1))[:, 0]
+    return [
+        {
+            "kind": "split",
+            "identity": known.names[one],
+            "other_identity": known.names[other] if other >= 0 else None,
+            "samples": round(float(known.mass_C[one])),
+            "other_samples": round(float(known.second_mass_C[one])),
+            "share_near": None,
+            "other_share_near": None,
+            "center_angle_deg": angle,
+        }
+        for one, other, angle in zip(chosen.tolist(), second.tolist(), apart.tolist(), strict=True)
+    ]

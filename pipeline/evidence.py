@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arcface_core.noise.calibration import AngleHistogram, Calibration, fit_calibration
+from arcface_core.noise.calibration import AngleHistogram, Calibration, angle_of_probability, fit_calibration
 from arcface_core.noise.centers import (
     angle_to,
     cluster_centers,
@@ -27,7 +27,7 @@ from arcface_core.noise.centers import (
     vote,
     with_direction,
 )
-from arcface_core.noise.consensus import consensus, groups_of_one_size
+from arcface_core.noise.consensus import competition, consensus, groups_of_one_size
 from arcface_core.noise.rivals import RivalSearch
 from arcface_core.noise.rules import LEAST_MASS
 from pipeline import tables
@@ -38,7 +38,12 @@ from pipeline.receipts import atomic
 from pipeline.train import is_held_out, read_classes
 
 CALIBRATION_SAMPLES = 1_000_000
+SURELY_CLEAN = 0.1
+"""Noise probability up to which a sample is well inside an identity."""
+LEAST_SECOND = 3.0
+"""Samples from which a second person in an identity counts."""
 _REFINEMENTS = 2
+_COMPETITIONS = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Identities:
     mass_C: Tensor
     second_CD: Tensor
     second_mass_C: Tensor
+    gave_up_C: Tensor
+    """Its first person stands under another name in greater number, so its consensus is its second person."""
 
     def class_of(self, identities: list[str]) -> Tensor:
         """Class indices, on the device of the centers."""
@@ -125,6 +132,7 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
         mass_C=torch.zeros(len(names), device=device),
         second_CD=torch.zeros_like(dominant_CD),
         second_mass_C=torch.zeros(len(names), device=device),
+        gave_up_C=torch.zeros(len(names), dtype=torch.bool, device=device),
     )
     within = _arrays(folder / "samples", buckets.samples, embeddings, stems)
     head_own, head_null = _head_angles(buckets, known, within)
@@ -176,46 +184,90 @@ def _salt(key_N: NDArray[np.bytes_]) -> Tensor:
 
 
 def _settle(buckets: Buckets, known: Identities, within: WithinIdentity, calibration: Calibration, duplicate_angle_deg: float) -> None:
-    """Fill in consensus and second centers: of a sample of the identities, twice, calibrating after each; then of all."""
+    """Fill in consensus and second centers.
+
+    Of a sample of the identities twice, calibrating after each; then of all; then of all once more, now that every sample's rival is known,
+    which tells look-alikes apart; and of those identities that gave their first person up, a last time.
+    """
     sample = _sample(buckets)
     for _ in range(_REFINEMENTS):
         own, null = AngleHistogram(), AngleHistogram()
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []
         for number in sample:
-            class_N, row_N, unit_ND = _agree(buckets, number, known, within, calibration, duplicate_angle_deg)
-            own.add(torch.from_numpy(within.angle_deg_N[row_N.numpy()].copy()))
-            seen.append((class_N, row_N, unit_ND))
+            own.add(_agree(buckets, number, known, within, calibration, duplicate_angle_deg))
         present_P = with_direction(known.consensus_CD)
-        for class_N, row_N, unit_ND in seen:
-            salt_N = _salt(within.key_N[row_N.numpy()]).to(unit_ND.device)
+        for number in sample:
+            bucket = buckets.read(number)
+            class_N = torch.from_numpy(bucket.class_N).to(known.consensus_CD.device)
+            salt_N = _salt(within.key_N[bucket.row_N]).to(class_N.device)
+            unit_ND = torch.from_numpy(bucket.unit_ND).to(class_N.device)
             null.add(angle_to(unit_ND, random_other(class_N, salt_N, present_P), known.consensus_CD))
         if own.total == 0:
             break
         calibration = fit_calibration(own, null)
     for number in range(buckets.count):
         _agree(buckets, number, known, within, calibration, duplicate_angle_deg)
+    for _ in range(_COMPETITIONS):
+        known.gave_up_C.logical_or_(_give_up(known, same_person_deg=angle_of_probability(calibration, SURELY_CLEAN) / 2))
+        rivals = RivalSearch(known.consensus_CD.clone(), known.mass_C >= LEAST_MASS)
+        for number in range(buckets.count):
+            _agree(buckets, number, known, within, calibration, duplicate_angle_deg, rivals=rivals)
+
+
+def _give_up(known: Identities, *, same_person_deg: float) -> Tensor:
+    """Identities [C] that give their first person up: a larger identity has the same one, and there is a second person who is nobody else's.
+
+    Their second center becomes their consensus. One who stands under a name alone is more probably the name's than one who has a name elsewhere.
+    """
+    has_second_C = (known.second_mass_C >= LEAST_SECOND) & ~known.gave_up_C
+    asked = has_second_C.nonzero()[:, 0]
+    gave_up_C = torch.zeros_like(has_second_C)
+    if len(asked):
+        search = RivalSearch(known.consensus_CD, known.mass_C >= LEAST_MASS)
+        (other, away), (_, second_away) = (search.nearest(centers[asked], asked, 1) for centers in (known.consensus_CD, known.second_CD))
+        is_same = (away[:, 0] <= same_person_deg) & (known.mass_C[other[:, 0]] > known.mass_C[asked])
+        gave_up_C[asked] = is_same & ~(second_away[:, 0] <= same_person_deg)
+        known.consensus_CD[gave_up_C] = known.second_CD[gave_up_C]
+    return gave_up_C
 
 
 def _agree(
-    buckets: Buckets, number: int, known: Identities, within: WithinIdentity, calibration: Calibration, duplicate_angle_deg: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Consensus of the identities of one bucket, written into `known` and `within`. Class index, row number and embedding of its samples."""
+    buckets: Buckets,
+    number: int,
+    known: Identities,
+    within: WithinIdentity,
+    calibration: Calibration,
+    duplicate_angle_deg: float,
+    *,
+    rivals: RivalSearch | None = None,
+) -> Tensor:
+    """Consensus of the identities of one bucket, written into `known` and `within`. The angles [N] of its samples."""
     bucket = buckets.read(number)
     device = known.centers_CKD.device
-    class_N, row_N = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.row_N)
+    class_N = torch.from_numpy(bucket.class_N)
     unit_ND = torch.from_numpy(bucket.unit_ND).to(device)
-    is_clean = _clean(calibration)
+    trust_N = torch.ones(len(class_N), device=device)
+    if rivals is not None:
+        _, rival_deg_N1 = rivals.nearest(unit_ND, class_N.to(device), 1)
+        own_deg_N = angle_to(unit_ND, class_N.to(device), known.consensus_CD)
+        trust_N = competition(own_deg_N, rival_deg_N1[:, 0])
+    angle_N = torch.full((len(class_N),), torch.nan)
     for identity_G, place_Gn in groups_of_one_size(class_N, buckets.dim):
+        identity_G, here_Gn = identity_G.to(device), place_Gn.to(device)
+        starts_GKD = known.centers_CKD[identity_G]
+        again_G = known.gave_up_C[identity_G]
+        starts_GKD[again_G] = 0.0
+        starts_GKD[again_G, 0] = known.consensus_CD[identity_G[again_G]]
         found = consensus(
-            unit_ND[place_Gn.to(device)], known.centers_CKD[identity_G.to(device)], is_clean, duplicate_angle_deg=duplicate_angle_deg
+            unit_ND[here_Gn], starts_GKD, _clean(calibration), duplicate_angle_deg=duplicate_angle_deg, trust_Gn=trust_N[here_Gn]
         )
         known.consensus_CD[identity_G], known.mass_C[identity_G] = found.center_GD, found.mass_G
         known.second_CD[identity_G], known.second_mass_C[identity_G] = found.second_GD, found.second_mass_G
-        rows = row_N[place_Gn]
+        rows = torch.from_numpy(bucket.row_N)[place_Gn]
+        angle_N[place_Gn] = found.angle_Gn.cpu()
         within.angle_deg_N[rows.numpy()] = found.angle_Gn.cpu().numpy()
         within.density_deg_N[rows.numpy()] = found.density_Gn.cpu().numpy()
         within.stand_in_N[rows.numpy()] = rows.gather(1, found.duplicate_Gn.cpu()).numpy()
-    return class_N.to(device), row_N, unit_ND
+    return angle_N
 
 
 def _clean(calibration: Calibration) -> Callable[[Tensor], Tensor]:

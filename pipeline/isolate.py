@@ -17,22 +17,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from arcface_core.noise.calibration import BIN_DEG, NUM_BINS, AngleHistogram, Calibration, degenerate_head, fit_calibration
+from arcface_core.noise.calibration import AngleHistogram, angle_of_probability, degenerate_head, fit_calibration
 from arcface_core.noise.fusion import FusedJudge, JointHistogram, fit_fusion
 from arcface_core.noise.rules import REASONS, VERDICTS, Evidence, judge, sweep
 from pipeline import shards, tables
 from pipeline.config import Config, IsolateConfig, as_dict
 from pipeline.duck import every, fetch
 from pipeline.errors import HeadNotLearned
-from pipeline.evidence import EVIDENCE_ONLY, Gathered, gather, write_evidence
+from pipeline.evidence import EVIDENCE_ONLY, SURELY_CLEAN, Gathered, gather, write_evidence
 from pipeline.models import pick_device, save_tensors
 from pipeline.proposals import overlapping, write_proposals
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
 VERSION = 2
 SWEEP_DEG = range(60, 91)
-SURE_OF_RELABEL = 0.1
-"""Noise probability up to which a sample is well inside another identity."""
 LEAST_HELD_OUT = 200
 """Samples of held-out identities from which their noise rate counts."""
 _TEMPORARY = (".evidence", ".gathered")
@@ -84,7 +82,7 @@ def _isolate(
     calibration = fit_calibration(seen.own, seen.null)
     known = gathered.identities
     may_judge = warning is None or settings.judge_anyway
-    clean_deg = _angle_at(calibration, 0.5) if may_judge else 0.0
+    clean_deg = angle_of_probability(calibration, 0.5) if may_judge else 0.0
     proposals = write_proposals(evidence, folder / "proposals.parquet", known, gathered.rivals, clean_deg)
     overlap = overlapping(proposals)
     joint = _joint(evidence, stems, overlap)
@@ -93,7 +91,9 @@ def _isolate(
         fused=fused,
         settings=settings,
         max_noise_probability=_max_noise_probability(fused, joint, settings),
-        relabel_angle_deg=_angle_at(calibration, SURE_OF_RELABEL) if settings.relabel_angle_deg is None else settings.relabel_angle_deg,
+        relabel_angle_deg=angle_of_probability(calibration, SURELY_CLEAN)
+        if settings.relabel_angle_deg is None
+        else settings.relabel_angle_deg,
         may_judge=may_judge,
         overlap=overlap,
     )
@@ -190,13 +190,6 @@ def _held_out_rate(seen: _Histograms) -> float | None:
     return fit_calibration(seen.held_out_own, seen.held_out_null).noise_rate
 
 
-def _angle_at(calibration: Calibration, probability: float) -> float:
-    """The largest angle in degrees up to which the calibrated noise probability does not exceed `probability`; 0.0 when there is none."""
-    angles = (torch.arange(NUM_BINS) + 0.5) * BIN_DEG
-    fine = angles[calibration.noise_probability(angles) <= probability]
-    return float(fine.max()) if len(fine) else 0.0
-
-
 def _rival_deg(table: pa.Table, overlap: set[tuple[str, str]]) -> Tensor:
     """Angle to the nearest other identity that is another person: a second name for the same one is no rival."""
     rival_N = _numbers(table, "other_angle_deg")
@@ -264,7 +257,7 @@ def _write_verdicts(evidence: Path, out: Path, before: Path | None, judged: _Jud
             noise_probability=noise_N,
             identity_size=known.size_C[class_N.cpu()],
             mass=known.mass_C[class_N].cpu(),
-            second_mass=known.second_mass_C[class_N].cpu(),
+            second_mass=known.second_mass_C.masked_fill(known.gave_up_C, 0.0)[class_N].cpu(),  # that question is settled
             is_near_duplicate=torch.tensor(table["near_duplicate_of"].is_valid().to_pylist(), dtype=torch.bool),
         ),
         rule=judged.settings.rule,

@@ -16,12 +16,11 @@ from arcface_core.angles import angle_deg, rowwise_cosine
 from arcface_core.noise.rivals import RivalSearch
 from pipeline import tables
 from pipeline.duck import every, fetch
-from pipeline.evidence import Identities
+from pipeline.evidence import LEAST_SECOND, Identities
 from pipeline.receipts import atomic
 
-MERGE_SHARE, REVIEW_SHARE = 0.8, 0.4
+MERGE_SHARE, REVIEW_SHARE = 0.9, 0.4
 """Both shares of samples accepted by the other name must reach this: a merge is proposed, or a person is asked."""
-LEAST_SAMPLES = 3.0
 SPLIT_SHARE = 0.3
 """The second person of an identity counts from this share of the first one's samples."""
 
@@ -59,7 +58,7 @@ def _overlaps(evidence: Path, known: Identities, clean_deg: float) -> list[dict[
     for pair in pairs:
         one, other = known.index[pair["identity"]], known.index[pair["other_identity"]]
         masses = float(known.mass_C[one]), float(known.mass_C[other])
-        if min(masses) < LEAST_SAMPLES:
+        if min(masses) < LEAST_SECOND:
             continue
         is_merge = min(pair["share_near"], pair["other_share_near"]) >= MERGE_SHARE
         rows.append(
@@ -75,7 +74,7 @@ def _overlaps(evidence: Path, known: Identities, clean_deg: float) -> list[dict[
 
 
 def _splits(known: Identities, rivals: RivalSearch, clean_deg: float) -> list[dict[str, Any]]:
-    is_split_C = (known.second_mass_C >= LEAST_SAMPLES) & (known.second_mass_C >= SPLIT_SHARE * known.mass_C)
+    is_split_C = (known.second_mass_C >= LEAST_SECOND) & (known.second_mass_C >= SPLIT_SHARE * known.mass_C)
     chosen = is_split_C.nonzero()[:, 0]
     if len(chosen) == 0:
         return []

@@ -21,6 +21,7 @@ __all__ = [
     "NUM_BINS",
     "AngleHistogram",
     "Calibration",
+    "angle_of_probability",
     "auroc",
     "degenerate_head",
     "fit_calibration",
@@ -166,6 +167,12 @@ def fit_calibration(own: AngleHistogram, null: AngleHistogram) -> Calibration:
         density=tuple((density_B / density_B.sum()).tolist()),
         samples=own.total,
     )
+
+
+def angle_of_probability(calibration: Calibration, probability: float) -> float:
+    """The largest angle in degrees (middle of a bin) whose noise probability does not exceed `probability`; 0.0 when there is none."""
+    below_B = torch.tensor(calibration.probability, dtype=torch.float64) <= probability
+    return (int(below_B.sum()) - 0.5) * BIN_DEG if bool(below_B.any()) else 0.0
 
 
 def threshold_for_noise(calibration: Calibration, max_noise: float) -> float:

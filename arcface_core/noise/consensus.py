@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arcface_core.angles import angle_deg, cos_of_deg, normalize
 
-__all__ = ["MAX_REFERENCES", "Consensus", "consensus", "groups_of_one_size"]
+__all__ = ["MAX_REFERENCES", "Consensus", "competition", "consensus", "groups_of_one_size"]
 
 MAX_REFERENCES = 4096
 """In a larger identity each sample is compared with this many others, evenly spread over it."""
@@ -57,13 +57,19 @@ def groups_of_one_size(class_index_N: Tensor, dim: int) -> Iterator[tuple[Tensor
 
 
 def consensus(
-    embeddings_GnD: Tensor, starts_GKD: Tensor, clean_probability: Callable[[Tensor], Tensor], *, duplicate_angle_deg: float = 12.0
+    embeddings_GnD: Tensor,
+    starts_GKD: Tensor,
+    clean_probability: Callable[[Tensor], Tensor],
+    *,
+    duplicate_angle_deg: float = 12.0,
+    trust_Gn: Tensor | None = None,
 ) -> Consensus:
     """The consensus of G identities.
 
     starts_GKD            sub-centers of each identity; a zero row is a start that does not exist
     clean_probability     of a tensor of angles in degrees: the probability 0..1 that a sample at this angle is of the identity; NaN counts as 0
     duplicate_angle_deg   two samples within this angle (inclusive) are one photograph
+    trust_Gn              weight 0..1 that each sample has in finding the center (`competition`); 1 by default. Masses do not depend on it directly
 
     From every start: weights = clean probability of the angle to the center of the others, divided by the number of near duplicates; center =
     weighted mean; three times. The start that ends with most mass wins, ties to the lowest. The second center is found likewise among
@@ -83,12 +89,12 @@ def consensus(
     def weigh(angle: Tensor) -> Tensor:
         return clean_probability(angle).nan_to_num(0.0)
 
-    def settle(starts_GMD: Tensor, allowed_Gn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def settle(starts_GMD: Tensor, allowed_Gn: Tensor, trust_Gn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Centers [G, M, D], angles to the center of the others [G, n, M], masses [G, M], after some steps from each start."""
         centers_GMD = normalize(starts_GMD)
         angle_GnM = _angle_without_self(unit_GnD, centers_GMD, None, None)
         for _ in range(_STEPS):
-            weight_GnM = weigh(angle_GnM) * (allowed_Gn / copies_Gn)[..., None]
+            weight_GnM = weigh(angle_GnM) * (allowed_Gn * trust_Gn / copies_Gn)[..., None]
             sums_GMD = weight_GnM.mT @ unit_GnD
             found_GM1 = sums_GMD.norm(dim=2, keepdim=True) > 1e-6
             centers_GMD = torch.where(found_GM1, normalize(sums_GMD), centers_GMD)
@@ -98,7 +104,7 @@ def consensus(
         return centers_GMD, angle_GnM, mass_GM
 
     everyone_Gn = torch.ones_like(copies_Gn)
-    centers_GMD, angle_GnM, mass_GM = settle(starts_GKD, everyone_Gn)
+    centers_GMD, angle_GnM, mass_GM = settle(starts_GKD, everyone_Gn, everyone_Gn if trust_Gn is None else trust_Gn)
     exists_GM = (starts_GKD != 0).any(dim=2)
     best_G = mass_GM.masked_fill(~exists_GM, -1.0).argmax(dim=1)
     group_G = torch.arange(len(best_G), device=best_G.device)
@@ -106,7 +112,7 @@ def consensus(
     angle_Gn = angle_GnM[group_G, :, best_G]
     rest_Gn = 1 - weigh(angle_Gn)
     affinity_Gn = rest_Gn * ((cos_Gnr.clamp_min(0) ** 2).masked_fill(near_Gnr, 0.0) @ (rest_Gn / copies_Gn)[:, reference_r, None])[..., 0]
-    second_GMD, _, second_mass_GM = settle(unit_GnD[group_G, affinity_Gn.argmax(dim=1)][:, None], rest_Gn)
+    second_GMD, _, second_mass_GM = settle(unit_GnD[group_G, affinity_Gn.argmax(dim=1)][:, None], rest_Gn, everyone_Gn)
     return Consensus(
         center_GD=center_GD,
         mass_G=mass_G,
@@ -116,6 +122,15 @@ def consensus(
         second_GD=second_GMD[:, 0],
         second_mass_G=second_mass_GM[:, 0],
     )
+
+
+def competition(own_deg_N: Tensor, rival_deg_N: Tensor) -> Tensor:
+    """Trust 0..1 in a sample that lies at these angles to its own identity's consensus and to the nearest other one: 1/2 where both are equal.
+
+    Where a third of an identity is one look-alike, the kernel of the consensus holds both people and their common mean; that a sample is nearer
+    to the other identity tells them apart. A logistic curve of 4 degrees: about the deviation of an angle to a mean of ten. NaN trusts.
+    """
+    return torch.sigmoid((rival_deg_N - own_deg_N) / 4).nan_to_num(1.0)
 
 
 def _angle_without_self(unit_GnD: Tensor, centers_GMD: Tensor, sums_GMD: Tensor | None, own_GnM: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows import questions
 from pipeline.config import Config, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 app = App(
     name="purify",
     help="Clean a raw web face crawl with sub-center ArcFace: find the wrong faces, keep a row for every decision, export clean shards.",
     help_epilogue="Try it:  purify demo        Your crawl:  purify run CRAWL RUN --preset cpu        Ask:  purify report RUN",
 )
+questions.add_to(app)
 _out = Console()
 _Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
 Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]
@@ -51,6 +50,12 @@ def run(
     holdout: Annotated[
         float | None, Parameter(group=_Settings, help="Share of the identities held out of training, to evaluate on.")
     ] = None,
+    max_noise: Annotated[
+        float | None, Parameter(group=_Settings, help="Share of noise wanted among what is kept, at most, as 0.01.")
+    ] = None,
+    min_retention: Annotated[
+        float | None, Parameter(group=_Settings, help="Share of the clean samples to keep, at least, as 0.99.")
+    ] = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet.
@@ -65,6 +70,8 @@ def run(
     overrides = list(set_ or [])
     overrides += [f"train.init={init}"] if init else []
     overrides += [f"evaluate.holdout={holdout}"] if holdout is not None else []
+    overrides += [f"isolate.max_noise={max_noise}"] if max_noise is not None else []
+    overrides += [f"isolate.min_retention={min_retention}"] if min_retention is not None else []
     settings = load(preset=preset, file=config, overrides=overrides)
     if dry_run:
         _plan(crawl, run, settings)
@@ -158,42 +165,21 @@ def synthesize(
 
 
 @app.command
-def report(
-    run: Path, name: str | None = None, *, format: Annotated[Literal["table", "csv", "json"], Parameter(help="How to print.")] = "table"
-) -> None:
-    """Print a saved query of a run; without a name, list them.
+def export(run: Path) -> None:
+    """Write manifest, clean shards and audit page anew, with the decisions that stand. Nothing is trained again.
 
     Parameters
     ----------
     run:
-        A run folder.
-    name:
-        summary, noisiest, verdicts, ... : a file of data/sql/.
+        The folder of a finished run.
     """
-    from pipeline.report import report as answer
-    from pipeline.report import saved_queries
+    from flows.purify import export as again
+    from pipeline.layout import RunLayout
 
-    if name is None:
-        for query in saved_queries().values():
-            _out.print(f"[bold]{query.name:<12}[/bold] {query.title}", highlight=False)
-        return
-    _print(answer(run, name), format)
-
-
-@app.command
-def query(run: Path, sql: str, *, format: Annotated[Literal["table", "csv", "json"], Parameter(help="How to print.")] = "table") -> None:
-    """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, training, metrics.
-
-    Parameters
-    ----------
-    run:
-        A run folder.
-    sql:
-        One SELECT statement, as "select verdict, count(*) from manifest group by all".
-    """
-    from pipeline.report import query as answer
-
-    _print(answer(run, sql), format)
+    if not RunLayout(run).manifest.is_dir():
+        raise BadInput(f"{run} is no finished run. Run `purify run CRAWL {run}` first.")
+    again(run)
+    _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
 
 
 def _purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
@@ -257,24 +243,6 @@ def _summarise(record: dict[str, Any], run: Path) -> None:
     _out.print(f"Look at [bold]{run / 'audit' / 'index.html'}[/bold]", highlight=False, soft_wrap=True)
     _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
     _out.print(f"Ask: purify report {run} noisiest", highlight=False, soft_wrap=True)
-
-
-def _print(answer: "pa.Table", form: str) -> None:
-    if form == "csv":
-        answer.to_pandas().to_csv(sys.stdout, index=False)
-        return
-    if form == "json":
-        answer.to_pandas().to_json(sys.stdout, orient="records", lines=True, force_ascii=False)
-        return
-    table = Table(*answer.column_names)
-    for row in answer.to_pylist():
-        table.add_row(*(_cell(value) for value in row.values()))
-    # Into a file or a pipe nothing is cut; on a screen rich fits the columns to it.
-    (_out if _out.is_terminal else Console(width=400)).print(table)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,11 +12,11 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from flows import tasks  # first: it sets Prefect's environment
-from pipeline.config import Config
+from pipeline.config import Config, validate
 from pipeline.errors import PurifyError
 from pipeline.layout import RunLayout
 from pipeline.receipts import Receipt
-from pipeline.run_folder import claimed, forget_rounds_after, write_record
+from pipeline.run_folder import claimed, forget_rounds_after, read_record, write_record
 
 
 @flow(name="purify", persist_result=False)
@@ -36,6 +36,26 @@ def purify(crawl: Path, run: Path, config: Config = Config()) -> dict[str, Any]:
     create_table_artifact(key="purify-summary", table=summary(record), description=f"Verdicts on {crawl.name}")
     create_link_artifact(key="purify-audit", link=layout.audit_page.resolve().as_uri(), link_text="Audit page")
     return record
+
+
+@flow(name="export", persist_result=False)
+def export(run: Path) -> dict[str, Any]:
+    """Counts of a new manifest and new clean shards from the rounds that stand, with the decisions and settings that stand. Nothing is trained.
+
+    Args:
+        run: the folder of a finished run.
+    """
+    layout = RunLayout(run)
+    record = read_record(layout)
+    config = validate(record["config"])
+    last = layout.round(config.rounds)
+    with claimed(Path(record["crawl"]), layout):
+        found = (
+            tasks.manifest(layout, last, config),
+            tasks.export(layout, config),
+            tasks.audit(layout, config, f"Purification of {run.name}"),
+        )
+    return {receipt.stage: receipt.counts for receipt in found}
 
 
 def _stages(crawl: Path, run: RunLayout, config: Config) -> list[tuple[str, Receipt]]:

@@ -16,6 +16,7 @@ from pipeline import ingest as ingest_stage
 from pipeline import isolate as isolate_stage
 from pipeline import train as train_stage
 from pipeline.config import Config
+from pipeline.decisions import read_standing
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.receipts import Receipt
 
@@ -41,7 +42,8 @@ def ingest(crawl: Path, run: RunLayout, config: Config) -> Receipt:
 
 @_stage
 def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
-    return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, noise=kept_by)
+    decided = read_standing(run.root) if kept_by else None
+    return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, noise=kept_by, decisions=decided)
 
 
 @_stage
@@ -60,7 +62,8 @@ def isolate(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | Non
 
 @_stage
 def manifest(run: RunLayout, last: RoundLayout, config: Config) -> Receipt:
-    return _run("manifest", export_stage.write_manifest, run.raw, last.noise, last.number, run.manifest, config)
+    decided = read_standing(run.root)
+    return _run("manifest", export_stage.write_manifest, run.raw, last.noise, last.number, run.manifest, config, decisions=decided)
 
 
 @_stage

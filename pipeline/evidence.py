@@ -179,7 +179,7 @@ def _head_angles(buckets: Buckets, known: Identities, within: WithinIdentity) ->
 
 def _salt(key_N: NDArray[np.bytes_]) -> Tensor:
     """A pseudo-random number >= 0 for each sample_id, int64."""
-    first_N = np.ascontiguousarray(key_N).view("<u8").reshape(len(key_N), -1)[:, 0]
+    first_N = np.ascontiguousarray(key_N).view("<u8").reshape(len(key_N), key_N.itemsize // 8)[:, 0]
     return torch.from_numpy((first_N * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)).astype(np.int64))
 
 

@@ -14,25 +14,32 @@ import pyarrow.parquet as pq
 
 from pipeline import shards, tables
 from pipeline.config import Config, as_dict
+from pipeline.decisions import digest
 from pipeline.duck import every, fetch, literal
 from pipeline.errors import PurifyError
 from pipeline.fanout import fan_out
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
-VERSION = 1
+VERSION = 2
 
 
-def write_manifest(raw: Path, noise: Path, number: int, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
-    """Receipt of `out`, the manifest judged by round `number`. Raises PurifyError if a single crawl item has no row, or two."""
+def write_manifest(
+    raw: Path, noise: Path, number: int, out: Path, config: Config, *, decisions: pa.Table | None = None, progress: Progress | None = None
+) -> Receipt:
+    """Receipt of `out`, the manifest judged by round `number`; `decisions` (those that stand) win over it.
+
+    Raises PurifyError if a single crawl item has no row, or two.
+    """
+    decided = tables.DECISIONS.empty_table() if decisions is None else decisions
     settings = as_dict(config.export) | {"rule": config.isolate.rule, "round": number}
-    mark = fingerprint("manifest", VERSION, settings, raw=mark_of(raw), noise=mark_of(noise))
+    mark = fingerprint("manifest", VERSION, settings, raw=mark_of(raw), noise=mark_of(noise), decisions=digest(decided))
 
     def work(folder: Path) -> Counts:
         rank = 0
         stems = shards.shard_stems(raw)
         verdicts: dict[str, int] = dict.fromkeys(tables.VERDICTS, 0)
         for position, stem in enumerate(stems):
-            part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config)
+            part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config, decided)
             rank += part.num_rows - part["clean_shard"].null_count
             for name in part["verdict"].to_pylist():
                 verdicts[name] += 1
@@ -54,10 +61,10 @@ def _count_items(raw: Path) -> int:
     return sum(int(pq.read_metadata(raw / f"{stem}.parquet").num_rows) for stem in shards.shard_stems(raw))
 
 
-_EXPORTED = "(verdict = 'keep' OR (verdict = 'relabel' AND $apply_relabels))"
+_EXPORTED = "(verdict = 'keep' OR (verdict = 'relabel' AND ($apply_relabels OR person IS NOT NULL)))"
 
 
-def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config: Config) -> pa.Table:
+def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config: Config, decided: pa.Table) -> pa.Table:
     columns = ", ".join(_SPECIAL.get(name, name) for name in tables.MANIFEST.names)
     given = {
         "twin": literal(twin),
@@ -69,14 +76,18 @@ def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config
         "apply_relabels": config.export.apply_relabels,
     }
     with duckdb.connect() as db:
+        db.register("decided", decided)
         table = fetch(
             db,
             f"""
             WITH judged AS (
                 SELECT i.*, n.* EXCLUDE (sample_id, identity, source_uri, verdict, reason),
-                       coalesce(n.verdict, 'drop') AS verdict, coalesce(n.reason, i.status) AS reason,
+                       coalesce(d.verdict, n.verdict, 'drop') AS verdict,
+                       CASE WHEN d.verdict IS NULL THEN coalesce(n.reason, i.status) ELSE 'decision' END AS reason,
+                       n.verdict AS rule_verdict, n.reason AS rule_reason, d.decided_by AS person, d.clean_identity AS person_identity,
                        n.verdict IS NOT NULL AS is_judged, i.file_row_number AS place
-                FROM read_parquet($twin, file_row_number = true) i LEFT JOIN read_parquet($noise) n ON n.source_uri = i.source_uri),
+                FROM read_parquet($twin, file_row_number = true) i LEFT JOIN read_parquet($noise) n ON n.source_uri = i.source_uri
+                LEFT JOIN decided d ON d.sample_id = i.sample_id AND i.status = 'ok'),
             ranked AS (
                 SELECT *, {_EXPORTED} AS is_exported,
                        $first + count(*) FILTER (WHERE {_EXPORTED}) OVER (ORDER BY place ROWS UNBOUNDED PRECEDING) - 1 AS rank
@@ -90,8 +101,9 @@ def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config
 
 _SPECIAL = {
     "round": "CASE WHEN is_judged THEN $round END AS round",
-    "decided_by": "CASE WHEN is_judged THEN $decided_by ELSE 'ingest' END AS decided_by",
-    "clean_identity": "CASE WHEN is_exported THEN CASE verdict WHEN 'relabel' THEN other_identity ELSE identity END END AS clean_identity",
+    "decided_by": "CASE WHEN person IS NOT NULL THEN 'person:' || person WHEN is_judged THEN $decided_by ELSE 'ingest' END AS decided_by",
+    "clean_identity": """CASE WHEN is_exported THEN
+        CASE verdict WHEN 'relabel' THEN coalesce(person_identity, other_identity) ELSE identity END END AS clean_identity""",
     "clean_shard": "CASE WHEN is_exported THEN printf('clean-%06d', rank // $per_shard) END AS clean_shard",
 }
 

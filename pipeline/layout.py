@@ -55,6 +55,11 @@ class RunLayout:
         return self.root / "manifest"
 
     @property
+    def decisions(self) -> Path:
+        """A Parquet file per act of a person (`tables.DECISIONS`), never rewritten."""
+        return self.root / "decisions"
+
+    @property
     def clean(self) -> Path:
         """clean-000000.tar + .parquet ..., dataset.json."""
         return self.root / "clean"

@@ -38,6 +38,8 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     identities  one row per identity
     noise       every round's judgement, with its `round`
     training    every round's loss, with its `round`
+    proposals   every round's proposals to merge or split identities, with its `round`
+    decisions   what people decided, undone or not
     metrics     the evaluation
     Raises BadInput when the run has no manifest yet, SchemaMismatch when it was written by another version.
     """
@@ -83,6 +85,78 @@ def query(run: Path, sql: str) -> pa.Table:
             raise BadInput(f"{error}\n{_help(connection)}") from error
 
 
+_WHY = ("status", "status_detail", "reason", "verdict", "rule_verdict", "rule_reason", "decided_by", "clean_identity", "clean_shard")
+
+
+def why(run: Path, sample_id: str) -> pa.Table:
+    """The whole life of a sample, a row per step: as crawled, every round's judgement, every decision, and how it ended. Raises BadInput if unknown."""
+    with open_run(run) as connection:
+        given = {"sample": sample_id}
+        rows = connection.sql("SELECT * FROM manifest WHERE sample_id = $sample", params=given).to_arrow_table().to_pylist()
+        if not rows:
+            raise BadInput(
+                f"There is no sample {sample_id[:80]!r} in {run}. `purify query RUN 'SELECT sample_id FROM manifest'` lists them."
+            )
+        views = {name for (name,) in connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
+        judged = (
+            connection.sql("FROM noise WHERE sample_id = $sample ORDER BY round", params=given).to_arrow_table().to_pylist()
+            if "noise" in views
+            else []
+        )
+        decided = []
+        if "decisions" in views:
+            decided = (
+                connection.sql("FROM decisions WHERE sample_id = $sample ORDER BY decided_at, decision_id", params=given)
+                .to_arrow_table()
+                .to_pylist()
+            )
+    steps = [
+        ("crawl", {name: row[name] for name in ("source_uri", "identity", "status", "status_detail", "duplicate_set")}) for row in rows
+    ]
+    evidence = (
+        "angle_deg",
+        "consensus_angle_deg",
+        "density_angle_deg",
+        "other_identity",
+        "other_angle_deg",
+        "noise_probability",
+        "near_duplicate_of",
+    )
+    steps += [
+        (f"round {row['round']}", {"verdict": row["verdict"], "reason": row["reason"]} | {name: row[name] for name in evidence})
+        for row in judged
+    ]
+    steps += [
+        (f"decision of {row['decided_by']}", {name: row[name] for name in ("verdict", "clean_identity", "note", "decided_at")})
+        for row in decided
+    ]
+    steps += [("manifest", {name: row[name] for name in _WHY}) for row in rows]
+    return pa.Table.from_pylist(
+        [{"step": step, "what": name, "value": str(value)} for step, facts in steps for name, value in facts.items() if value is not None],
+        schema=pa.schema([("step", pa.string()), ("what", pa.string()), ("value", pa.string())]),
+    )
+
+
+def diff(one: Path, other: Path) -> pa.Table:
+    """How two runs of one crawl differ: items by (status, verdict) in the first and in the second, most frequent first.
+
+    An item that only one of them has stands there with null in the other.
+    """
+    with open_run(one) as first, open_run(other) as second:
+        columns = "SELECT source_uri, identity, status, verdict, reason FROM manifest"
+        tables_ = {"one": first.sql(columns).to_arrow_table(), "other": second.sql(columns).to_arrow_table()}
+    with duckdb.connect() as db:
+        for name, table in tables_.items():
+            db.register(name, table)
+        return db.sql(
+            """SELECT a.status AS status, a.verdict AS verdict, a.reason AS reason, b.status AS other_status, b.verdict AS other_verdict,
+                      b.reason AS other_reason, count(*) AS items, count(DISTINCT coalesce(a.identity, b.identity)) AS identities,
+                      min(coalesce(a.source_uri, b.source_uri)) AS first_source_uri
+               FROM one a FULL JOIN other b ON b.source_uri = a.source_uri AND b.identity = a.identity
+               GROUP BY ALL ORDER BY items DESC, first_source_uri, status, verdict, other_verdict"""
+        ).to_arrow_table()
+
+
 def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | None]]]]:
     """(view, schema, its files, each with its round)."""
     layout = RunLayout(run)
@@ -90,6 +164,8 @@ def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | 
     yield "manifest", tables.MANIFEST, [(path, None) for path in sorted(layout.manifest.glob("*.parquet"))]
     yield "identities", tables.IDENTITIES, [(path, None) for path in (layout.identities,) if path.exists()]
     yield "noise", tables.NOISE, [(path, one.number) for one in rounds for path in sorted(one.noise.glob("raw-*.parquet"))]
+    yield "proposals", tables.PROPOSALS, [(path, one.number) for one in rounds if (path := one.noise / "proposals.parquet").exists()]
+    yield "decisions", tables.DECISIONS, [(path, None) for path in sorted(layout.decisions.glob("*.parquet"))]
     yield "training", tables.METRICS_OF_TRAINING, [(path, one.number) for one in rounds if (path := one.train / "metrics.parquet").exists()]
     yield "metrics", tables.METRICS, [(path, None) for path in (layout.evaluation / "metrics.parquet",) if path.exists()]
 

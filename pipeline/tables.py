@@ -28,7 +28,7 @@ STATUSES: dict[str, str] = {
 VERDICTS: dict[str, str] = {
     "keep": "exported under its identity",
     "drop": "not exported",
-    "relabel": "not this identity; `other_identity` is proposed (exported only with `export.apply_relabels`)",
+    "relabel": "not this identity; `other_identity` is proposed (exported only with `export.apply_relabels`, or when a person says so)",
     "review": "no sound evidence either way; not exported",
 }
 
@@ -171,9 +171,25 @@ MANIFEST = _schema(
         _field("verdict", pa.string(), "; ".join(f"{name}: {about}" for name, about in VERDICTS.items()), nullable=False),
         _field("reason", pa.string(), "why: the rule's finding, or the status of an item that could not be judged", nullable=False),
         _field("round", pa.int16(), "round that judged; null when no round could"),
-        _field("decided_by", pa.string(), "`rule:<name>`, `ingest`, or a person", nullable=False),
+        _field("decided_by", pa.string(), "`rule:<name>`, `ingest`, or `person:<name>`", nullable=False),
+        _field("rule_verdict", pa.string(), "what the rule said, also where a person said otherwise; null where no round judged"),
+        _field("rule_reason", pa.string(), "why the rule said so"),
         _field("clean_identity", pa.string(), "identity in the clean dataset; null when not exported"),
         _field("clean_shard", pa.string(), "stem of the clean shard that holds it; null when not exported"),
+    ],
+)
+
+DECISIONS = _schema(
+    "decisions",
+    [
+        _field("decision_id", pa.string(), "unique, and rising with time", nullable=False),
+        _field("sample_id", pa.string(), "as in the manifest", nullable=False),
+        _field("verdict", pa.string(), "keep, drop, relabel; undo", nullable=False),
+        _field("clean_identity", pa.string(), "of a relabel: the identity it gets"),
+        _field("note", pa.string(), "why, in the person's words"),
+        _field("decided_by", pa.string(), "who", nullable=False),
+        _field("decided_at", pa.timestamp("us", tz="UTC"), "when", nullable=False),
+        _field("undoes", pa.string(), "of an undo: the decision that no longer stands"),
     ],
 )
 
@@ -263,6 +279,7 @@ RUN/
                     embeddings/raw-*.parquet, noise/raw-*.parquet, noise/judge.json, noise/proposals.parquet,
                     noise/centers.safetensors
   manifest/         part-*.parquet: one row per crawl item
+  decisions/        a Parquet file per act of a person, never rewritten
   clean/            clean-000000.tar, its twin ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
   evaluation/       metrics.parquet, roc.parquet
   audit/            index.html and images/: opens from disk, without a network
@@ -287,7 +304,7 @@ Read a table with the files' names, as in `read_parquet('RUN/manifest/*.parquet'
 
 def page() -> str:
     """The text of `data/README.md`."""
-    schemas = (MANIFEST, ITEMS, IDENTITIES, NOISE, PROPOSALS, CLEAN, CLASSES, METRICS_OF_TRAINING, METRICS, ROC, embeddings(512))
+    schemas = (MANIFEST, ITEMS, IDENTITIES, NOISE, PROPOSALS, DECISIONS, CLEAN, CLASSES, METRICS_OF_TRAINING, METRICS, ROC, embeddings(512))
     return _PAGE.format(
         version=VERSION,
         statuses="\n".join(f"- `{name}`: {about}" for name, about in STATUSES.items()),

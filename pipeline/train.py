@@ -21,6 +21,7 @@ from arcface_core.schedules import poly, step_decay
 from arcface_core.training import TrainState, load_state_tensors, new_state, state_tensors, training_steps
 from pipeline import shards, tables
 from pipeline.config import Config, TrainConfig, as_dict
+from pipeline.decisions import digest
 from pipeline.duck import fetch, literal
 from pipeline.errors import BadCrawl
 from pipeline.loading import CropStream
@@ -31,19 +32,22 @@ VERSION = 1
 _CHANGES_NO_RESULT = {"cache_bytes", "checkpoint_steps"}
 
 
-def train(raw: Path, out: Path, config: Config, *, noise: Path | None = None, progress: Progress | None = None) -> Receipt:
-    """Receipt of `out`: backbone, head centers, classes and metrics. With `noise`, only samples of verdict `keep` are trained on, with K = 1.
+def train(
+    raw: Path, out: Path, config: Config, *, noise: Path | None = None, decisions: pa.Table | None = None, progress: Progress | None = None
+) -> Receipt:
+    """Receipt of `out`: backbone, head centers, classes and metrics. With `noise`, only samples of verdict `keep` are trained on, with K = 1;
+    `decisions` (those that stand) win over its verdicts, and a relabelled sample is trained under its new identity.
 
     Raises BadCrawl when fewer than two identities have `train.min_samples` samples; BadCheckpoint when `train.init` does not fit.
     """
     settings = {name: value for name, value in as_dict(config.train).items() if name not in _CHANGES_NO_RESULT}
-    inputs = {"raw": mark_of(raw), "noise": mark_of(noise) if noise else "none"}
+    inputs = {"raw": mark_of(raw), "noise": mark_of(noise) if noise else "none", "decisions": digest(decisions)}
     if config.train.init is not None:
         load_tensors(Path(config.train.init))
         inputs["init"] = shards.file_sha256(Path(config.train.init))
     mark = fingerprint("train", VERSION, {**settings, "seed": config.seed, "holdout": config.evaluate.holdout}, **inputs)
     subcenters = config.train.subcenters if noise is None else 1
-    return run_stage(out, stage="train", mark=mark, work=lambda folder: _train(raw, noise, folder, config, subcenters, progress))
+    return run_stage(out, stage="train", mark=mark, work=lambda folder: _train(raw, noise, decisions, folder, config, subcenters, progress))
 
 
 def is_held_out(identity: str, *, share: float, seed: int) -> bool:
@@ -60,11 +64,13 @@ def held_out(raw: Path, config: Config) -> pa.Table:
     return pa.table({"identity": pa.array(chosen, pa.string())})
 
 
-def _train(raw: Path, noise: Path | None, folder: Path, config: Config, subcenters: int, progress: Progress | None) -> Counts:
+def _train(
+    raw: Path, noise: Path | None, decisions: pa.Table | None, folder: Path, config: Config, subcenters: int, progress: Progress | None
+) -> Counts:
     settings = config.train
     selection = folder / ".selection"
     if not (folder / "classes.parquet").exists():
-        _select(raw, noise, folder, selection, config)
+        _select(raw, noise, decisions, folder, selection, config)
     classes = pq.read_table(folder / "classes.parquet")
     if classes.num_rows < 2:
         raise BadCrawl(
@@ -130,19 +136,22 @@ def _train(raw: Path, noise: Path | None, folder: Path, config: Config, subcente
     }
 
 
-def _select(raw: Path, noise: Path | None, folder: Path, selection: Path, config: Config) -> None:
+def _select(raw: Path, noise: Path | None, decisions: pa.Table | None, folder: Path, selection: Path, config: Config) -> None:
     """Write what is trained on: classes.parquet, and per raw shard the offsets and class indices of its samples."""
     selection.mkdir(exist_ok=True)
-    kept = "JOIN read_parquet($noise) n USING (source_uri)" if noise else ""
-    verdict = "AND n.verdict = 'keep'" if noise else ""
+    usable = """(SELECT sample_id, identity, crop_offset, crop_size FROM read_parquet($raw) WHERE status = 'ok')"""
+    if noise:
+        usable = """(SELECT i.sample_id, CASE d.verdict WHEN 'relabel' THEN d.clean_identity ELSE i.identity END AS identity, crop_offset, crop_size
+                     FROM read_parquet($raw) i JOIN read_parquet($noise) n USING (source_uri) LEFT JOIN decided d ON d.sample_id = i.sample_id
+                     WHERE status = 'ok' AND coalesce(d.verdict, n.verdict) IN ('keep', CASE WHEN d.verdict IS NOT NULL THEN 'relabel' END))"""
     with duckdb.connect() as db:
         db.register("held_out", held_out(raw, config))
+        db.register("decided", tables.DECISIONS.empty_table() if decisions is None else decisions)
         db.execute("CREATE TABLE counted (identity VARCHAR, samples BIGINT)")
         stems = shards.shard_stems(raw)
         for stem in stems:
             given = {"raw": literal(raw / f"{stem}.parquet")} | ({"noise": literal(noise / f"{stem}.parquet")} if noise else {})
-            counting = f"SELECT r.identity, count(*) FROM read_parquet($raw) r {kept} WHERE status = 'ok' {verdict} GROUP BY ALL"
-            db.execute(f"INSERT INTO counted {counting}", given)
+            db.execute(f"INSERT INTO counted SELECT identity, count(*) FROM {usable} GROUP BY ALL", given)
         db.execute(
             """CREATE TABLE classes AS SELECT (row_number() OVER (ORDER BY identity) - 1)::INT AS class_index, identity, samples
                FROM (SELECT identity, sum(samples)::BIGINT AS samples FROM counted GROUP BY identity)
@@ -153,8 +162,8 @@ def _select(raw: Path, noise: Path | None, folder: Path, selection: Path, config
             given = {"raw": literal(raw / f"{stem}.parquet")} | ({"noise": literal(noise / f"{stem}.parquet")} if noise else {})
             chosen = fetch(
                 db,
-                f"""SELECT r.crop_offset, r.crop_size, c.class_index FROM read_parquet($raw) r {kept} JOIN classes c ON c.identity = r.identity
-                    WHERE status = 'ok' {verdict} ORDER BY r.crop_offset""",
+                f"""SELECT r.crop_offset, r.crop_size, c.class_index FROM {usable} r JOIN classes c ON c.identity = r.identity
+                    ORDER BY r.crop_offset""",
                 given,
             )
             with atomic(selection / f"{stem}.parquet") as temporary:

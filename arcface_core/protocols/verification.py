@@ -13,7 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["OperatingPoint", "VerificationAccuracy", "auroc", "genuine_impostor_pairs", "kfold_accuracy", "roc_points", "tar_at_far"]
+__all__ = [
+    "OperatingPoint",
+    "VerificationAccuracy",
+    "auroc",
+    "genuine_impostor_pairs",
+    "kfold_accuracy",
+    "roc_points",
+    "tar_at_far",
+    "wilson",
+]
 
 _Z_95 = 1.959963984540054
 _ROUNDING = 1e-3
@@ -95,7 +104,7 @@ def tar_at_far(scores_N: Tensor, genuine_N: Tensor, fars: Sequence[float] = (1e-
         first = 0 if allowed == len(impostor_sorted) else int(torch.searchsorted(observed, impostor_sorted[-1 - allowed], right=True))
         threshold = float(observed[first]) if first < len(observed) else math.inf
         accepted, passed = _count_from(genuine_sorted, threshold), _count_from(impostor_sorted, threshold)
-        low, high = _wilson(accepted, len(genuine_sorted))
+        low, high = wilson(accepted, len(genuine_sorted))
         points.append(OperatingPoint(float(far), threshold, accepted / len(genuine_sorted), passed, low, high, allowed >= 1))
     return points
 
@@ -210,7 +219,8 @@ def _allowed(far: float, impostors: int) -> int:
     return max(k for k in range(max(near - 1, 0), min(near + 1, impostors) + 1) if k == 0 or k / impostors <= far)
 
 
-def _wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval (low, high) of a share, from `successes` of `trials` >= 1. Source: Wilson 1927."""
     share, square = successes / trials, _Z_95**2 / trials
     center = (share + square / 2) / (1 + square)
     half = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)

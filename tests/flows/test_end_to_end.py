@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flows import cli
 from flows.purify import purify
 from pipeline import tables
 from pipeline.config import Config, load
+from pipeline.decisions import decide
 from pipeline.errors import BadInput, HeadNotLearned, StaleInput
 from pipeline.score import score
 
@@ -210,6 +212,54 @@ def test_command_line(finished: tuple[Path, Path, dict[str, Any]], capsys: pytes
             cli.main(argv)
         assert (stop.value.code or 0) == code
         assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def _members(tar: Path) -> list[str]:
+    with tarfile.open(tar) as opened:
+        return opened.getnames()
+
+
+def test_a_person_decides_and_export_carries_it_out_without_training(
+    finished: tuple[Path, Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    rows = manifest(run).query("status == 'ok'")
+    dropped, kept = rows[rows["verdict"] == "drop"].iloc[0], rows[rows["verdict"] == "keep"].iloc[0]
+
+    def said(*argv: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(argv))
+        assert stop.value.code in (0, None), capsys.readouterr()
+        return capsys.readouterr().out
+
+    trained = (run / "rounds" / "2" / "train" / "_receipt.json").read_bytes()
+    said("decide", str(run), "--sample", dropped["sample_id"], "--verdict", "keep", "--note", "it is her", "--by", "Eve")
+    said("decide", str(run), "--sample", kept["sample_id"], "--verdict", "drop", "--by", "Eve")
+    said("export", str(run))
+    now = manifest(run).set_index("source_uri")
+    assert now.loc[dropped["source_uri"], "clean_shard"] == "clean-000000" and pd.isna(now.loc[kept["source_uri"], "clean_identity"])
+    assert now.loc[dropped["source_uri"], "decided_by"] == "person:Eve" and now.loc[dropped["source_uri"], "rule_verdict"] == "drop"
+    names = [name for tar in (run / "clean").glob("*.tar") for name in _members(tar)]
+    assert f"{dropped['sample_id']}.jpg" in names and f"{kept['sample_id']}.jpg" not in names
+    assert (run / "rounds" / "2" / "train" / "_receipt.json").read_bytes() == trained
+    assert "it is her" in said("why", str(run), dropped["sample_id"])
+    assert "decision" in said("diff", str(finished[1]), str(run), "--format", "markdown")
+    said("undo", str(run), "--sample", dropped["sample_id"], "--sample", kept["sample_id"], "--by", "Eve")
+    said("export", str(run))
+    assert manifest(run)["verdict"].tolist() == manifest(finished[1])["verdict"].tolist()
+
+
+def test_a_decision_is_trained_on_in_the_next_round(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    crawl, run = finished[0], tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    rows = manifest(run).query("status == 'ok' and verdict == 'keep'")
+    decide(run, [{"sample_id": rows.iloc[0]["sample_id"], "verdict": "drop"}], by="Eve")
+    record = purify(crawl, run, config())
+    reused = {stage["stage"]: stage["reused"] for stage in record["stages"]}
+    assert reused["round 1 isolate"] and not reused["round 2 train"] and not reused["manifest"]
+    before = {stage["stage"]: stage["counts"] for stage in finished[2]["stages"]}["round 2 train"]["samples"]
+    assert {stage["stage"]: stage["counts"] for stage in record["stages"]}["round 2 train"]["samples"] == before - 1
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,10 @@ class Planted:
     duplicate_set: str | None = None
 
 
+_PROPOSAL = {"kind": "merge", "identity": "Ada", "other_identity": "Bob", "samples": 3, "other_samples": 4, "share_near": 0.9,
+             "other_share_near": 1.0, "center_angle_deg": 21.0}  # fmt: skip
+
+
 def crop(seed: int) -> bytes:
     """A 112 x 112 JPEG with a face of two eyes and a mouth, its colours from `seed`."""
     random = np.random.default_rng(seed)
@@ -66,6 +70,7 @@ def write_run(root: Path, planted: list[Planted], *, rounds: int = 2, evaluated:
     for number in range(1, rounds + 1):
         facts = {"rule": "angle", "max_angle_deg": cut_deg, "noise_rate": 0.123, "noise_rate_low": 0.101, "noise_rate_high": 0.149}
         (layout.round(number).noise / "judge.json").write_text(json.dumps(facts | {"max_noise_probability": 0.5, "warning": None}), "utf-8")
+        _write(layout.round(number).noise / "proposals.parquet", [_PROPOSAL], tables.PROPOSALS)
         layout.round(number).train.mkdir()
         steps = [{"step": step, "epoch": 0, "loss": 9.0 / step, "learning_rate": 0.1, "grad_norm": 1.0} for step in (1, 2, 3)]
         _write(layout.round(number).train / "metrics.parquet", steps, tables.METRICS_OF_TRAINING)

@@ -1,0 +1,236 @@
+"""The commands that ask a finished run, or tell it what people decided. None of them needs Prefect or torch."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Format = Annotated[Literal["table", "csv", "json", "markdown", "parquet"], Parameter(help="How to print; parquet goes to --out or a pipe.")]
+Out = Annotated[Path | None, Parameter(help="A file to write to, instead of the screen.")]
+By = Annotated[str, Parameter(help="Who decides.")]
+_out = Console()
+
+
+def add_to(app: App) -> None:
+    """Put these commands into the program."""
+    for command in (report, query, why, diff, decide, undo, sample_review, estimate):
+        app.command(command)
+
+
+def report(run: Path, name: str | None = None, *, format: Format = "table", out: Out = None) -> None:
+    """Print a saved query of a run; without a name, list them.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    name:
+        summary, noisiest, merges, sources ... : a file of data/sql/.
+    """
+    from pipeline.report import report as answer
+    from pipeline.report import saved_queries
+
+    if name is None:
+        for saved in saved_queries().values():
+            _out.print(f"[bold]{saved.name:<16}[/bold] {saved.title}", highlight=False)
+        return
+    show(answer(run, name), format, out)
+
+
+def query(run: Path, sql: str, *, format: Format = "table", out: Out = None) -> None:
+    """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, proposals, decisions, training, metrics.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    sql:
+        One SELECT statement, as "select verdict, count(*) from manifest group by all".
+    """
+    from pipeline.report import query as answer
+
+    show(answer(run, sql), format, out)
+
+
+def why(run: Path, sample: str, *, format: Format = "table", out: Out = None) -> None:
+    """Why was this image dropped, or kept: its whole life, from the crawl to the manifest.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    sample:
+        Its sample_id.
+    """
+    from pipeline.report import why as answer
+
+    show(answer(run, sample), format, out)
+
+
+def diff(run_a: Path, run_b: Path, *, format: Format = "table", out: Out = None) -> None:
+    """How two runs of one crawl differ: verdicts in the first, verdicts in the second.
+
+    Parameters
+    ----------
+    run_a:
+        A run folder.
+    run_b:
+        Another one of the same crawl.
+    """
+    from pipeline.report import diff as answer
+
+    show(answer(run_a, run_b), format, out)
+
+
+def decide(
+    run: Path,
+    *,
+    by: By,
+    sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id. May be repeated.")] = None,
+    verdict: Annotated[Literal["keep", "drop", "relabel"] | None, Parameter(help="What it is to be.")] = None,
+    identity: Annotated[str | None, Parameter(help="Of a relabel: whose it is.")] = None,
+    note: Annotated[str, Parameter(help="Why.")] = "",
+    import_: Annotated[
+        Path | None, Parameter(name="--import", help="Many at once: .parquet or .csv with sample_id, verdict, clean_identity, note.")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="Check, and record nothing.")] = False,
+) -> None:
+    """Decide on samples yourself. People win over rules; `purify undo` takes it back; `purify export` or `purify run` carries it out.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    """
+    from pipeline.decisions import decide as record
+    from pipeline.decisions import read_file
+
+    if (import_ is None) == (not sample):
+        raise BadInput("Give --sample and --verdict, or --import FILE.")
+    if import_ is None and verdict is None:
+        raise BadInput("Give --verdict: keep, drop or relabel.")
+    rows: list[dict[str, Any]] = (
+        read_file(import_)
+        if import_
+        else [{"sample_id": one, "verdict": verdict, "clean_identity": identity, "note": note or None} for one in sample or []]
+    )
+    count = record(run, rows, by=by, dry_run=dry_run)
+    done = "would be recorded" if dry_run else "recorded"
+    _out.print(f"{count} decisions {done}. To carry them out: purify export {run}", highlight=False, soft_wrap=True)
+
+
+def undo(
+    run: Path,
+    *,
+    by: By,
+    sample: Annotated[list[str], Parameter(negative="", help="A sample_id. May be repeated.")],
+    note: Annotated[str, Parameter(help="Why.")] = "",
+) -> None:
+    """Take the standing decision on samples back; what stood before stands again.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    """
+    from pipeline.decisions import undo as record
+
+    _out.print(
+        f"{record(run, sample, by=by, note=note)} decisions undone. To carry it out: purify export {run}", highlight=False, soft_wrap=True
+    )
+
+
+def sample_review(
+    run: Path,
+    out: Path,
+    *,
+    n: Annotated[int, Parameter(help="How many, half of the kept and half of the others.")] = 200,
+    seed: Annotated[int, Parameter(help="The same seed draws the same samples.")] = 0,
+) -> None:
+    """Draw samples for a person to judge: OUT/review.csv, with an empty column is_right, and OUT/images/.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    out:
+        Folder to make.
+    """
+    from pipeline.review import draw
+
+    count = draw(run, out, count=n, seed=seed)
+    _out.print(
+        f"{count} samples in {out}. Is the face in `image` who `claimed_identity` says? Write yes or no into is_right of {out / 'review.csv'};\n"
+        f"then: purify estimate {run} {out / 'review.csv'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def estimate(run: Path, review: Path) -> None:
+    """From a judged review: how much noise is left among the kept, and how much of the clean was lost, with 95 % intervals.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    review:
+        The review.csv that sample-review wrote, filled in.
+    """
+    from pipeline.review import estimate as found
+
+    result = found(run, review)
+    table = Table("", "estimate", "95 % interval", "judged")
+    for name, (value, low, high), judged in (
+        ("noise left among the kept", result.residual_noise, result.judged_kept),
+        ("clean among the others", result.dropped_clean, result.judged_dropped),
+        ("clean samples lost, of all clean", result.clean_loss, result.judged_kept + result.judged_dropped),
+    ):
+        table.add_row(name, f"{value:.1%}", f"{low:.1%} to {high:.1%}", str(judged))
+    _out.print(table)
+
+
+def show(answer: "pa.Table", form: str, out: Path | None) -> None:
+    """Print a table in one of the forms, or write it to a file."""
+    import pyarrow.parquet as pq
+
+    if form == "parquet":
+        if out is None and sys.stdout.isatty():
+            raise BadInput("Parquet is no text: give --out FILE, or a pipe.")
+        pq.write_table(answer, out if out else sys.stdout.buffer)
+        return
+    if form == "table" and out is None:
+        table = Table(*answer.column_names)
+        for row in answer.to_pylist():
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
+        # Into a file or a pipe nothing is cut; on a screen rich fits the columns to it.
+        (_out if _out.is_terminal else Console(width=400)).print(table)
+        return
+    text = _text(answer, form)
+    if out:
+        out.write_text(text, "utf-8")
+    else:
+        sys.stdout.write(text)
+
+
+def _text(answer: "pa.Table", form: str) -> str:
+    if form == "csv":
+        return str(answer.to_pandas().to_csv(index=False))
+    if form == "json":
+        return str(answer.to_pandas().to_json(orient="records", lines=True, force_ascii=False))
+    rows = [[_cell(value).replace("|", "\\|").replace("\n", " ") for value in row.values()] for row in answer.to_pylist()]
+    lines = [answer.column_names, ["---"] * answer.num_columns, *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

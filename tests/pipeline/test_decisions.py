@@ -1,0 +1,150 @@
+"""People win over rules; nothing is rewritten; what is handed in is not trusted."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import decisions, tables
+from pipeline.config import load
+from pipeline.decisions import decide, digest, read_file, read_standing, undo
+from pipeline.errors import BadInput
+from pipeline.export import write_manifest
+from pipeline.layout import RunLayout
+from pipeline.receipts import run_stage
+from pipeline.report import query, why
+from tests.pipeline.fake_run import Planted, key_of, write_run
+
+PLANTED = [
+    Planted(identity="Ada", angle_deg=20.0),
+    Planted(identity="Ada", angle_deg=90.0, verdict="drop", reason="angle"),
+    Planted(identity="Bob", angle_deg=30.0),
+    Planted(identity="Bob", status="truncated"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", PLANTED, rounds=1)
+
+
+def standing(run: Path) -> dict[str, str]:
+    return {row["sample_id"]: row["verdict"] for row in read_standing(run).to_pylist()}
+
+
+def manifest(run: Path, out: Path) -> dict[int, dict[str, Any]]:
+    layout = RunLayout(run)
+    for folder in (layout.raw, layout.round(1).noise):
+        if not (folder / "_receipt.json").exists():
+            sealed = folder.with_name(f"{folder.name}-sealed")
+            run_stage(sealed, stage="made", mark="0" * 64, work=lambda _: {})
+            (sealed / "_receipt.json").rename(folder / "_receipt.json")
+    write_manifest(layout.raw, layout.round(1).noise, 1, out, load(overrides=["isolate.rule=angle"]), decisions=read_standing(run))
+    rows = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("part-*.parquet"))]).to_pylist()
+    return dict(enumerate(rows))
+
+
+def test_a_decision_wins_and_the_manifest_shows_both(run: Path, tmp_path: Path) -> None:
+    keep, drop = key_of(PLANTED, 1), key_of(PLANTED, 0)
+    assert (
+        decide(run, [{"sample_id": keep, "verdict": "keep", "note": "I know her"}, {"sample_id": drop, "verdict": "drop"}], by="Eve") == 2
+    )
+    rows = manifest(run, tmp_path / "manifest")
+    assert (rows[1]["verdict"], rows[1]["reason"], rows[1]["decided_by"]) == ("keep", "decision", "person:Eve")
+    assert (rows[1]["rule_verdict"], rows[1]["rule_reason"], rows[1]["clean_identity"]) == ("drop", "angle", "Ada")
+    assert (rows[0]["verdict"], rows[0]["rule_verdict"], rows[0]["clean_shard"]) == ("drop", "keep", None)
+    assert (rows[2]["decided_by"], rows[2]["verdict"]) == ("rule:angle", "keep")
+    assert (rows[3]["decided_by"], rows[3]["rule_verdict"]) == ("ingest", None)
+
+
+def test_a_relabel_by_a_person_is_exported_under_the_name_given(run: Path, tmp_path: Path) -> None:
+    decide(run, [{"sample_id": key_of(PLANTED, 1), "verdict": "relabel", "clean_identity": "O'Brien"}], by="Eve")
+    row = manifest(run, tmp_path / "manifest")[1]
+    assert (row["identity"], row["clean_identity"], row["clean_shard"]) == ("Ada", "O'Brien", "clean-000000")
+
+
+def test_the_last_decision_stands_and_undo_brings_back_the_one_before(run: Path) -> None:
+    key = key_of(PLANTED, 0)
+    for verdict in ("drop", "keep", "drop"):
+        decide(run, [{"sample_id": key, "verdict": verdict}], by="Eve")
+    assert standing(run) == {key: "drop"}
+    undo(run, [key], by="Bo")
+    assert standing(run) == {key: "keep"}
+    undo(run, [key], by="Bo")
+    undo(run, [key], by="Bo")
+    assert standing(run) == {} and digest(read_standing(run)) == "none"
+    with pytest.raises(BadInput, match="No decision stands"):
+        undo(run, [key], by="Bo")
+    assert pa.concat_tables([pq.read_table(path) for path in RunLayout(run).decisions.glob("*.parquet")]).num_rows == 6, (
+        "nothing is rewritten"
+    )
+    assert [row["what"] for row in why(run, key).to_pylist() if row["step"] == "decision of Bo"].count("verdict") == 3
+
+
+def test_a_clock_set_back_reverses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = key_of(PLANTED, 0)
+    decide(run, [{"sample_id": key, "verdict": "drop"}], by="Eve")
+
+    class Past(decisions.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return decisions.datetime(2001, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(decisions, "datetime", Past)
+    decide(run, [{"sample_id": key, "verdict": "keep"}], by="Eve")
+    assert standing(run) == {key: "keep"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"sample_id": "feed", "verdict": "keep"}, "1 of 1 samples are not in this run"),
+        ({"sample_id": None, "verdict": "keep"}, "Row 1 names no sample_id"),
+        ({"sample_id": "feed", "verdict": "burn"}, "verdict 'burn' is none of keep, drop, relabel"),
+        ({"sample_id": "feed", "verdict": "relabel"}, "wants a clean_identity"),
+        ({"sample_id": "feed", "verdict": "keep", "clean_identity": "X"}, "nothing else takes one"),
+        ({"sample_id": "feed", "verdict": "keep", "note": "x" * 3000}, "at most 2000 characters"),
+        ({"sample_id": 7, "verdict": "keep"}, "sample_id is to be a text"),
+    ],
+)
+def test_a_wrong_decision_is_refused_and_nothing_is_recorded(run: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        decide(run, [row], by="Eve")
+    assert not RunLayout(run).decisions.exists()
+
+
+def test_an_item_without_a_picture_cannot_be_kept(run: Path) -> None:
+    with pytest.raises(BadInput, match="with status `ok`"):
+        decide(run, [{"sample_id": key_of(PLANTED, 3), "verdict": "keep"}], by="Eve")
+    with pytest.raises(BadInput, match="--by NAME"):
+        decide(run, [{"sample_id": key_of(PLANTED, 0), "verdict": "keep"}], by=" ")
+
+
+def test_one_bad_row_of_an_import_records_none(run: Path, tmp_path: Path) -> None:
+    rows = [{"sample_id": key_of(PLANTED, 0), "verdict": "drop"}, {"sample_id": "unknown", "verdict": "drop"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "many.parquet")
+    with pytest.raises(BadInput, match=r"1 of 2 samples.*'unknown'.*Nothing was recorded"):
+        decide(run, read_file(tmp_path / "many.parquet"), by="Eve")
+    assert standing(run) == {}
+    assert decide(run, rows[:1], by="Eve", dry_run=True) == 1 and standing(run) == {}
+
+
+def test_files_of_decisions_are_read_as_data(run: Path, tmp_path: Path) -> None:
+    key = key_of(PLANTED, 0)
+    with (tmp_path / "many.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["sample_id", "verdict", "note", "extra"])
+        table.writeheader()
+        table.writerow({"sample_id": key, "verdict": "drop", "note": "'); DROP TABLE x; --", "extra": "ignored"})
+    decide(run, read_file(tmp_path / "many.csv"), by="Eve'; --")
+    assert standing(run) == {key: "drop"}
+    assert query(run, "SELECT note, decided_by FROM decisions").to_pylist() == [{"note": "'); DROP TABLE x; --", "decided_by": "Eve'; --"}]
+    tables.check(next(RunLayout(run).decisions.glob("*.parquet")), tables.DECISIONS)
+    (tmp_path / "junk.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BadInput, match="cannot be read as decisions"):
+        read_file(tmp_path / "junk.parquet")
+    pq.write_table(pa.table({"name": ["x"]}), tmp_path / "other.parquet")
+    with pytest.raises(BadInput, match="has columns name; a decision file has sample_id"):
+        read_file(tmp_path / "other.parquet")

@@ -1,0 +1,222 @@
+"""The isolate stage on embeddings with planted answers: verdicts, proposals, near duplicates, small identities, buckets, rounds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from arcface_core.noise.centers import cluster_centers
+from pipeline import buckets, tables
+from pipeline.config import load
+from pipeline.isolate import isolate
+from pipeline.models import save_tensors
+from pipeline.receipts import run_stage
+
+DIM = 64
+Sample = tuple[str, str, Tensor]  # identity, what it truly is, vector
+
+
+def directions(seed: int, count: int) -> Tensor:
+    return normalize(torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def crawl(people: int = 30, clean: int = 12, noise: int = 6, seed: int = 0, spread: float = 0.08) -> list[Sample]:
+    """A third of noise: flips and strangers by turns. What a sample truly is: an identity, or `stranger`."""
+    faces, rng = directions(seed, people), np.random.default_rng(seed)
+    apart = torch.randn(people * clean, DIM, generator=torch.Generator().manual_seed(seed + 1)) * spread
+    pictures = normalize(faces.repeat_interleave(clean, 0) + apart, dim=1)
+    strangers = directions(seed + 2, people * noise)
+    samples: list[Sample] = [(f"P{row // clean:02d}", f"P{row // clean:02d}", pictures[row]) for row in range(people * clean)]
+    for row in range(people * noise):
+        own = row // noise
+        other = int((own + 1 + rng.integers(people - 1)) % people)
+        if row % 2:
+            samples.append((f"P{own:02d}", "stranger", strangers[row]))
+        else:
+            flip = normalize(faces[other] + 0.08 * torch.randn(DIM, generator=torch.Generator().manual_seed(1000 + row)), dim=0)
+            samples.append((f"P{own:02d}", f"P{other:02d}", flip))
+    return samples
+
+
+def judge(root: Path, samples: list[Sample], *settings: str, per_shard: int = 100, previous: Path | None = None) -> list[dict[str, Any]]:
+    """The noise rows, in the order of the samples."""
+    names = sorted({identity for identity, _, _ in samples})
+    order = np.random.default_rng(0).permutation(len(samples))
+
+    def sealed(name: str, work: Any) -> Path:
+        run_stage(root / name, stage=name, mark="0" * 64, work=lambda folder: work(folder) or {})
+        return root / name
+
+    def parts() -> Any:
+        for first in range(0, len(samples), per_shard):
+            yield f"raw-{first // per_shard:06d}", order[first : first + per_shard]
+
+    def raw(folder: Path) -> None:
+        counts = [sum(identity == name for identity, _, _ in samples) for name in names]
+        rows = [{"identity": name, "items": count, "samples": count} for name, count in zip(names, counts, strict=True)]
+        pq.write_table(pa.Table.from_pylist(rows, schema=tables.IDENTITIES), folder / "identities.parquet")
+        for stem, chosen in parts():
+            found = []
+            for at in chosen:
+                same = [i for i, s in enumerate(samples) if torch.equal(s[2], samples[at][2])]
+                base = dict.fromkeys(tables.ITEMS.names)
+                duplicate = f"set{min(same)}" if len(same) > 1 else None
+                found.append(
+                    base
+                    | {"identity": samples[at][0], "source_uri": f"{at:05d}", "shard": stem, "status": "ok", "duplicate_set": duplicate}
+                )
+            pq.write_table(pa.Table.from_pylist(found, schema=tables.ITEMS), folder / f"{stem}.parquet")
+
+    def train(folder: Path) -> None:
+        centers = [cluster_centers(torch.stack([v for identity, _, v in samples if identity == name]), 3) for name in names]
+        rows = [{"class_index": at, "identity": name, "samples": 1} for at, name in enumerate(names)]
+        pq.write_table(pa.Table.from_pylist(rows, schema=tables.CLASSES), folder / "classes.parquet")
+        save_tensors(folder / "head.safetensors", {"centers": torch.stack(centers)})
+
+    def embeddings(folder: Path) -> None:
+        for stem, chosen in parts():
+            vectors = torch.stack([samples[at][2] for at in chosen])
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.flatten().numpy()), DIM)
+            keys = [f"{at * 2654435761 % 2**32:032x}"[::-1] for at in chosen]
+            columns = [pa.array(keys), pa.array([samples[at][0] for at in chosen]), pa.array([f"{at:05d}" for at in chosen])]
+            columns += [pa.array(np.ones(len(chosen), np.float32)), flat]
+            pq.write_table(pa.Table.from_arrays(columns, schema=tables.embeddings(DIM)), folder / f"{stem}.parquet")
+
+    config = load(overrides=["evaluate.holdout=0", "device=cpu", *settings])
+    folders = sealed("raw", raw), sealed("train", train), sealed("embeddings", embeddings)
+    isolate(*folders, root / "noise", config, previous=previous)
+    rows = pa.concat_tables([pq.read_table(path) for path in sorted((root / "noise").glob("raw-*.parquet"))]).to_pylist()
+    return sorted(rows, key=lambda row: str(row["source_uri"]))
+
+
+def proposals(root: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(root / "noise" / "proposals.parquet").to_pylist()
+    return found
+
+
+def test_planted_noise_is_found_and_flips_are_proposed_for_their_owners(tmp_path: Path) -> None:
+    samples = crawl()
+    rows = judge(tmp_path, samples)
+    wrong = [identity != true for identity, true, _ in samples]
+    kept = [row["verdict"] == "keep" for row in rows]
+    assert sum(k == w for k, w in zip(kept, wrong, strict=True)) <= 0.02 * len(samples)
+    relabelled = [(row["other_identity"], true) for row, (_, true, _) in zip(rows, samples, strict=True) if row["verdict"] == "relabel"]
+    assert len(relabelled) > 60 and sum(other == true for other, true in relabelled) >= 0.95 * len(relabelled)
+    facts = json.loads((tmp_path / "noise" / "judge.json").read_text())
+    assert (
+        facts["noise_rate"] == pytest.approx(1 / 3, abs=0.03) and facts["noise_rate_low"] <= facts["noise_rate"] <= facts["noise_rate_high"]
+    )
+    assert [row["kind"] for row in proposals(tmp_path)] == []
+    assert sorted(path.name for path in (tmp_path / "noise").iterdir() if path.name.startswith(".")) == []
+
+
+def test_neither_shards_nor_buckets_nor_a_kill_change_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = crawl()
+    whole = judge(tmp_path / "a", samples, per_shard=10_000)
+    parts = judge(tmp_path / "b", samples, per_shard=64)
+    monkeypatch.setattr(buckets, "BYTES_PER_BUCKET", 1 << 14)
+    monkeypatch.setattr(buckets.split, "__kwdefaults__", {"bytes_per_bucket": 1 << 14})
+    several = judge(tmp_path / "c", samples, per_shard=64)
+    for other in (parts, several):
+        assert [row["verdict"] for row in other] == [row["verdict"] for row in whole]
+        assert [row["consensus_angle_deg"] for row in other] == pytest.approx([row["consensus_angle_deg"] for row in whole], abs=0.05)
+
+
+def test_two_names_of_one_person_are_a_proposal_and_cost_no_sample(tmp_path: Path) -> None:
+    samples = [("Other" if identity == "P03" and at % 2 else identity, "Other" if true == "P03" and identity == "P03" and at % 2 else true, vector)
+               for at, (identity, true, vector) in enumerate(crawl(clean=20))]  # fmt: skip
+    rows = judge(tmp_path, samples)
+    merges = [(row["identity"], row["other_identity"]) for row in proposals(tmp_path) if row["kind"] == "merge"]
+    assert merges == [("Other", "P03")]
+    own = [
+        row["verdict"] for row, (identity, true, _) in zip(rows, samples, strict=True) if identity in ("Other", "P03") and true == identity
+    ]
+    assert own.count("keep") >= 0.9 * len(own), "a second name for the same person is no rival"
+
+
+def test_two_people_under_one_name(tmp_path: Path) -> None:
+    second = directions(77, 2)
+    few = [
+        ("P00", "guest", normalize(second[0] + 0.08 * v, dim=0)) for v in torch.randn(6, DIM, generator=torch.Generator().manual_seed(5))
+    ]
+    many = [
+        ("P01", "guest", normalize(second[1] + 0.08 * v, dim=0)) for v in torch.randn(12, DIM, generator=torch.Generator().manual_seed(6))
+    ]
+    samples = crawl() + few + many
+    rows = judge(tmp_path, samples)
+    assert {row["identity"] for row in proposals(tmp_path) if row["kind"] == "split"} == {"P00", "P01"}
+    of = {name: {(row["verdict"], row["reason"]) for row in rows if row["identity"] == name} for name in ("P00", "P01")}
+    assert of["P01"] == {("review", "tie")}, "twelve against twelve: nobody guesses"
+    assert ("keep", "accepted") in of["P00"] and ("review", "tie") not in of["P00"]
+
+
+def test_who_stands_under_a_name_alone_keeps_it_against_a_crowd_that_has_another(tmp_path: Path) -> None:
+    samples = crawl(clean=14)
+    crowd = [normalize(directions(0, 30)[7] + 0.08 * v, dim=0) for v in torch.randn(20, DIM, generator=torch.Generator().manual_seed(8))]
+    samples += [("P07", "P07", vector) for vector in crowd[:8]] + [("P02", "P07", vector) for vector in crowd[8:]]
+    lonely = [at for at, (identity, true, _) in enumerate(samples) if identity == "P02" and true == "P02"][:8]
+    samples = [s for at, s in enumerate(samples) if not (s[0] == "P02" and s[1] == "P02" and at not in lonely)]
+    rows = judge(tmp_path, samples)
+    kept = [true for row, (identity, true, _) in zip(rows, samples, strict=True) if identity == "P02" and row["verdict"] == "keep"]
+    assert kept.count("P02") >= 7 and kept.count("P07") == 0, kept
+
+
+def test_small_and_hopeless_identities(tmp_path: Path) -> None:
+    faces, noise = directions(50, 3), directions(51, 40)
+    near = [normalize(faces[0] + 0.05 * v, dim=0) for v in torch.randn(3, DIM, generator=torch.Generator().manual_seed(1))]
+    samples = crawl()
+    samples += [("one", "one", faces[1])]
+    samples += [("two same", "two same", near[0]), ("two same", "two same", near[1])]
+    samples += [("two others", "?", noise[0]), ("two others", "?", noise[1])]
+    samples += [("three others", "?", noise[row]) for row in range(2, 5)]
+    samples += [("all noise", "?", noise[row]) for row in range(5, 40)]
+    said: dict[str, set[tuple[str, str]]] = {}
+    for row in judge(tmp_path, samples):
+        said.setdefault(row["identity"], set()).add((row["verdict"], row["reason"]))
+    assert said["one"] == {("review", "too_few_samples")}
+    assert said["two same"] == {("keep", "accepted")}
+    assert said["two others"] == said["three others"] == {("review", "no_consensus")}
+    assert not any(verdict == "keep" for verdict, _ in said["all noise"])
+
+
+def test_a_photograph_is_kept_once_and_one_image_under_two_names_goes_to_its_owner(tmp_path: Path) -> None:
+    samples = crawl()
+    again = normalize(samples[0][2] + 0.005 * torch.randn(DIM, generator=torch.Generator().manual_seed(3)), dim=0)
+    samples += [("P00", "P00", again), ("P05", "P00", samples[1][2])]
+    rows = judge(tmp_path, samples)
+    pair = sorted([(rows[0]["verdict"], rows[0]["reason"]), (rows[-2]["verdict"], rows[-2]["reason"])])
+    assert pair == [("drop", "near_duplicate"), ("keep", "accepted")]
+    copy, kept = (rows[0], rows[-2]) if rows[0]["verdict"] == "drop" else (rows[-2], rows[0])
+    assert copy["near_duplicate_of"] == kept["sample_id"] and kept["near_duplicate_of"] is None
+    assert rows[1]["verdict"] == "keep" and rows[-1]["verdict"] in ("drop", "relabel")
+    both = judge(tmp_path / "all", samples, "isolate.drop_near_duplicates=false")
+    assert both[0]["verdict"] == both[-2]["verdict"] == "keep"
+
+
+def test_purity_and_retention_can_be_asked_for(tmp_path: Path) -> None:
+    samples = crawl(spread=0.19, clean=20, noise=10)
+    pure = judge(tmp_path / "pure", samples, "isolate.max_noise=0.005")
+    most = judge(tmp_path / "most", samples, "isolate.min_retention=0.995")
+    kept = [{row["source_uri"] for row in rows if row["verdict"] == "keep"} for rows in (pure, most)]
+    assert kept[0] < kept[1]
+    wrong = {f"{at:05d}" for at, (identity, true, _) in enumerate(samples) if identity != true}
+    assert len(kept[0] & wrong) <= 0.03 * len(kept[0]) and len(kept[1] - wrong) >= 0.97 * (len(samples) - len(wrong))
+
+
+def test_what_a_later_round_keeps_again_is_recovered(tmp_path: Path) -> None:
+    samples = crawl()
+    judge(tmp_path / "one", samples, "isolate.rule=angle", "isolate.max_angle_deg=25")
+    later = judge(tmp_path / "two", samples, previous=tmp_path / "one" / "noise")
+    before = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "one" / "noise").glob("raw-*.parquet")]).to_pylist()
+    not_kept = {row["source_uri"] for row in before if row["verdict"] != "keep"}
+    assert {row["source_uri"] for row in later if row["reason"] == "recovered"} == not_kept & {
+        row["source_uri"] for row in later if row["verdict"] == "keep"
+    }
+    assert any(row["reason"] == "recovered" for row in later)

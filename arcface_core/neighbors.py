@@ -18,7 +18,7 @@ __all__ = ["BACKENDS", "NeighborIndex", "top_k"]
 BACKENDS = ("auto", "exact", "faiss", "ivf")
 _QUERIES_PER_BLOCK, _KEYS_PER_BLOCK = 1024, 16384  # 64 MiB of cosines at a time
 _SMALL_PROBLEM = 1 << 26  # cosines; below it a faiss index costs more to build than it saves
-_MANY_KEYS = 200_000  # above it an exhaustive search costs more than all the rest of a round
+_MANY_KEYS = 8_192  # above it an exhaustive search costs more than all the rest of an isolation
 _RECALL_QUERIES, _RECALL_K = 256, 5
 _LOW_BITS = (1 << 32) - 1
 _MAGNITUDE_BITS = (1 << 31) - 1
@@ -33,7 +33,7 @@ class NeighborIndex:
     """
 
     def __init__(self, keys_MD: Tensor, *, backend: str = "auto", expected_queries: int = 1 << 40) -> None:
-        """`auto`: exact while expected_queries x M cosines are few or without faiss, exhaustive faiss to 200,000 keys or on a GPU, else ivf.
+        """`auto`: exact while expected_queries x M cosines are few or without faiss, exhaustive faiss to 8,192 keys or on a GPU, else ivf.
 
         Raises ValueError when a key is not finite, or the backend is unknown or not installed.
         """
@@ -140,6 +140,7 @@ def _faiss_index(unit_MD: Tensor, *, approximate: bool) -> Any:
         lists = max(1, int(4 * math.sqrt(len(keys))))
         index = faiss.IndexIVFFlat(index, keys.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
         step = max(1, len(keys) // (64 * lists))
+        index.cp.min_points_per_centroid = 1  # it warns on the screen below 39, and few keys train well enough
         index.train(keys[::step])
         index.nprobe = max(8, lists // 16)
     if _gpus() > 0:

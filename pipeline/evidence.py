@@ -18,16 +18,19 @@ from torch import Tensor
 
 from arcface_core.noise.calibration import AngleHistogram, Calibration, angle_of_probability, fit_calibration
 from arcface_core.noise.centers import (
+    angle_of,
     angle_to,
     cluster_centers,
     dominant,
     dominant_centers,
-    nearest_subcenter,
+    groups_of_one_size,
+    nearest_of,
     random_other,
+    subcenter_angles,
     vote,
     with_direction,
 )
-from arcface_core.noise.consensus import competition, consensus, groups_of_one_size
+from arcface_core.noise.consensus import competition, consensus
 from arcface_core.noise.rivals import RivalSearch
 from arcface_core.noise.rules import LEAST_MASS
 from pipeline import tables
@@ -76,6 +79,7 @@ class Identities:
 class WithinIdentity:
     """Facts of every sample that only the identity as a whole can tell, on disk, by number of the sample in the round."""
 
+    subcenter_deg_NK: NDArray[np.float32]
     angle_deg_N: NDArray[np.float32]
     density_deg_N: NDArray[np.float32]
     stand_in_N: NDArray[np.int64]
@@ -111,12 +115,14 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
     centers_CKD[rows], is_trained_C[rows] = learned_CKD, True
     centers_CKD = centers_CKD.to(device)
     counts_CK = torch.zeros(len(names), subcenters, dtype=torch.int64)
+    within = _arrays(folder / "samples", buckets.samples, subcenters, embeddings, stems)
     for bucket in buckets:
         class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND).to(device)
         for number, members in _members(class_N, ~is_trained_C):
             centers_CKD[number] = cluster_centers(unit_ND[members], subcenters)
-        nearest_N, _ = nearest_subcenter(unit_ND, class_N.to(device), centers_CKD)
-        counts_CK += vote(nearest_N.cpu(), class_N, len(names), subcenters)
+        angle_NK = subcenter_angles(unit_ND, class_N.to(device), centers_CKD).cpu()
+        within.subcenter_deg_NK[bucket.row_N] = angle_NK.numpy()
+        counts_CK += vote(nearest_of(angle_NK)[0], class_N, len(names), subcenters)
     dominant_C = dominant(counts_CK).to(device)
     dominant_CD = dominant_centers(centers_CKD, dominant_C)
     known = Identities(
@@ -134,7 +140,6 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
         second_mass_C=torch.zeros(len(names), device=device),
         gave_up_C=torch.zeros(len(names), dtype=torch.bool, device=device),
     )
-    within = _arrays(folder / "samples", buckets.samples, embeddings, stems)
     head_own, head_null = _head_angles(buckets, known, within)
     _settle(buckets, known, within, fit_calibration(head_own, head_null), config.isolate.duplicate_angle_deg)
     present_C = known.mass_C >= LEAST_MASS
@@ -171,7 +176,8 @@ def _head_angles(buckets: Buckets, known: Identities, within: WithinIdentity) ->
         class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND)
         chosen_N = known.is_trained_C[class_N]
         class_N, unit_ND = class_N[chosen_N].to(device), unit_ND[chosen_N].to(device)
-        own.add(angle_to(unit_ND, class_N, known.dominant_CD))
+        angle_NK = torch.from_numpy(within.subcenter_deg_NK[bucket.row_N[chosen_N.numpy()]].copy())
+        own.add(angle_of(angle_NK, known.dominant_C[class_N].cpu()))
         salt_N = _salt(within.key_N[bucket.row_N[chosen_N.numpy()]]).to(device)
         null.add(angle_to(unit_ND, random_other(class_N, salt_N, present_P), known.dominant_CD))
     return own, null
@@ -274,13 +280,19 @@ def _clean(calibration: Calibration) -> Callable[[Tensor], Tensor]:
     return lambda angle: 1 - calibration.noise_probability(angle.flatten()).view(angle.shape)
 
 
-def _arrays(folder: Path, samples: int, embeddings: Path, stems: list[str]) -> WithinIdentity:
+def _arrays(folder: Path, samples: int, subcenters: int, embeddings: Path, stems: list[str]) -> WithinIdentity:
     folder.mkdir(exist_ok=True)
 
-    def array(name: str, kind: str) -> NDArray[Any]:
-        return np.memmap(folder / name, kind, "w+", shape=(samples,)) if samples else np.zeros(0, kind)
+    def array(name: str, kind: str, *width: int) -> NDArray[Any]:
+        return np.memmap(folder / name, kind, "w+", shape=(samples, *width)) if samples else np.zeros((0, *width), kind)
 
-    within = WithinIdentity(array("angle", "<f4"), array("density", "<f4"), array("stand_in", "<i8"), array("key", "S64"))
+    within = WithinIdentity(
+        array("subcenters", "<f4", subcenters),
+        array("angle", "<f4"),
+        array("density", "<f4"),
+        array("stand_in", "<i8"),
+        array("key", "S64"),
+    )
     row = 0
     for stem in stems:
         keys = pq.read_table(embeddings / f"{stem}.parquet", columns=["sample_id"])["sample_id"].to_pylist()
@@ -304,18 +316,19 @@ def write_evidence(embedded: Path, out: Path, stem: str, gathered: Gathered) -> 
     is_copy_N = stand_in_N != np.arange(rows.start, rows.stop)
     unit_ND = torch.from_numpy(vectors.copy()).to(device)
     class_N = known.class_of(identities)
-    nearest_N, nearest_deg_N = nearest_subcenter(unit_ND, class_N, known.centers_CKD)
+    angle_NK = torch.from_numpy(np.array(gathered.within.subcenter_deg_NK[rows]))
+    nearest_N, nearest_deg_N = nearest_of(angle_NK)
+    dominant_N = known.dominant_C[class_N].cpu()
     other_N2, other_deg_N2 = gathered.rivals.nearest(unit_ND, class_N, 2)
     salt_N = _salt(gathered.within.key_N[rows]).to(device)
-    all_deg_NK = torch.stack([angle_to(unit_ND, class_N, known.centers_CKD[:, k]) for k in range(known.centers_CKD.shape[1])], dim=1)
     columns = {
         "sample_id": keys,
         "identity": identities,
         "source_uri": uris,
-        "nearest_subcenter": nearest_N.cpu().numpy().astype(np.int16),
-        "dominant_subcenter": known.dominant_C[class_N].cpu().numpy().astype(np.int16),
-        "nearest_angle_deg": nearest_deg_N.cpu().numpy(),
-        "angle_deg": angle_to(unit_ND, class_N, known.dominant_CD).cpu().numpy(),
+        "nearest_subcenter": nearest_N.numpy().astype(np.int16),
+        "dominant_subcenter": dominant_N.numpy().astype(np.int16),
+        "nearest_angle_deg": nearest_deg_N.numpy(),
+        "angle_deg": angle_of(angle_NK, dominant_N).numpy(),
         "consensus_angle_deg": np.array(gathered.within.angle_deg_N[rows]),
         "density_angle_deg": np.array(gathered.within.density_deg_N[rows]),
         "other_identity": [known.names[number] if number >= 0 else None for number in other_N2[:, 0].tolist()],
@@ -324,7 +337,7 @@ def write_evidence(embedded: Path, out: Path, stem: str, gathered: Gathered) -> 
         "near_duplicate_of": [
             gathered.within.key_N[row].decode() if is_copy else None for row, is_copy in zip(stand_in_N, is_copy_N, strict=True)
         ],
-        "subcenter_angles_deg": all_deg_NK.nan_to_num(nan=90.0).cpu().tolist(),
+        "subcenter_angles_deg": angle_NK.nan_to_num(nan=90.0).tolist(),
         "null_angle_deg": _null_angle_deg(unit_ND, class_N, salt_N, gathered).cpu().numpy(),
         "next_other_angle_deg": other_deg_N2[:, 1].cpu().numpy(),
     }

@@ -5,36 +5,86 @@ What has no direction takes no part: a zero or non-finite embedding votes for no
 and angles NaN, which no rule keeps.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from arcface_core.angles import angle_deg, cosine, normalize, rowwise_cosine
 
+_FLOATS_PER_GROUP = 1 << 21  # what stays in a cache does not wait for memory
+
 __all__ = [
+    "angle_of",
     "angle_to",
     "cluster_centers",
     "dominant",
     "dominant_centers",
+    "groups_of_one_size",
+    "nearest_of",
     "nearest_subcenter",
     "random_other",
+    "subcenter_angles",
     "vote",
     "with_direction",
 ]
 
 
-def nearest_subcenter(embeddings_ND: Tensor, class_index_N: Tensor, centers_CKD: Tensor) -> tuple[Tensor, Tensor]:
-    """Index (int64) and angle (degrees) of the sub-center of its own identity nearest to each sample, both [N]; ties to the lowest k.
+def subcenter_angles(embeddings_ND: Tensor, class_index_N: Tensor, centers_CKD: Tensor) -> Tensor:
+    """Angle in degrees [N, K] of each sample to every sub-center of its own identity; NaN where either has no direction.
 
-    A zero row of `centers` is a sub-center that does not exist. Index -1 and angle NaN: the sample or all of its sub-centers have no direction.
+    Identities of one size are multiplied together, so each embedding is read once. A zero row of `centers` is a sub-center that does not exist.
     Raises ValueError when a class index has no row in `centers`.
     """
     _check_part(embeddings_ND, class_index_N, centers_CKD)
-    # One sub-center at a time: [N, K, D] would be K times the part.
-    angle_NK = torch.stack([angle_to(embeddings_ND, class_index_N, centers_CKD[:, k]) for k in range(centers_CKD.shape[1])], dim=1)
+    angle_NK = torch.full((len(embeddings_ND), centers_CKD.shape[1]), torch.nan, device=embeddings_ND.device)
+    angle_NK = angle_NK.to(torch.promote_types(torch.float32, embeddings_ND.dtype))
+    for identity_G, rows_Gn in groups_of_one_size(class_index_N, embeddings_ND.shape[1]):
+        samples_GnD, centers_GKD = _rows(embeddings_ND, rows_Gn).to(angle_NK.dtype), normalize(centers_CKD[identity_G]).to(angle_NK.dtype)
+        # The cosine is divided by the length afterwards: unit copies of all embeddings would double what memory has to move.
+        length_Gn1 = samples_GnD.norm(dim=2, keepdim=True)
+        cos_GnK = (samples_GnD @ centers_GKD.mT) / length_Gn1
+        there_GnK = (length_Gn1.isfinite() & (length_Gn1 > 0)) & _has_direction(centers_GKD)[:, None]
+        angle_NK[rows_Gn] = angle_deg(cos_GnK).masked_fill(~there_GnK, torch.nan)
+    return angle_NK
+
+
+def _rows(embeddings_ND: Tensor, rows_Gn: Tensor) -> Tensor:
+    """`embeddings[rows]`, without a copy where the rows stand together, as they do in a crawl of a folder per person."""
+    first, count = int(rows_Gn[0, 0]), rows_Gn.numel()
+    together = int(rows_Gn[-1, -1]) == first + count - 1 and bool((rows_Gn.flatten().diff() == 1).all())
+    return embeddings_ND[first : first + count].view(*rows_Gn.shape, -1) if together else embeddings_ND[rows_Gn]
+
+
+def groups_of_one_size(class_index_N: Tensor, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(identities [G], rows [G, n]) over all identities that occur, those of one size together, at most 8 MiB of embeddings at a time."""
+    order_N = class_index_N.argsort(stable=True)
+    sizes_C = torch.bincount(class_index_N)
+    first_C = sizes_C.cumsum(0) - sizes_C
+    for size in sorted(set(sizes_C.tolist()) - {0}):
+        identities = (sizes_C == size).nonzero()[:, 0]
+        for group in identities.split(max(1, _FLOATS_PER_GROUP // (size * dim))):
+            yield group, order_N[first_C[group][:, None] + torch.arange(size, device=group.device)]
+
+
+def nearest_subcenter(embeddings_ND: Tensor, class_index_N: Tensor, centers_CKD: Tensor) -> tuple[Tensor, Tensor]:
+    """Index (int64) and angle (degrees) of the sub-center of its own identity nearest to each sample, both [N]; ties to the lowest k.
+
+    Index -1 and angle NaN: the sample or all of its sub-centers have no direction.
+    """
+    return nearest_of(subcenter_angles(embeddings_ND, class_index_N, centers_CKD))
+
+
+def nearest_of(angle_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Index and value of the smallest angle of each row, ties to the lowest index; -1 and NaN where all are NaN."""
     nowhere_N = angle_NK.isnan().all(dim=1)
     index_N = angle_NK.nan_to_num(nan=torch.inf).argmin(dim=1)
-    angle_N = angle_NK.gather(1, index_N[:, None])[:, 0]
-    return index_N.masked_fill(nowhere_N, -1), angle_N
+    return index_N.masked_fill(nowhere_N, -1), angle_NK.gather(1, index_N[:, None])[:, 0]
+
+
+def angle_of(angle_NK: Tensor, index_N: Tensor) -> Tensor:
+    """`angle[i, index[i]]` [N]; NaN where the index is -1."""
+    return angle_NK.gather(1, index_N.clamp_min(0)[:, None])[:, 0].masked_fill(index_N < 0, torch.nan)
 
 
 def angle_to(embeddings_ND: Tensor, class_index_N: Tensor, centers_CD: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ samples that agree with it, found from the sub-centers by a few steps of weighte
 OTHERS. Works on groups of identities of one size, so that all is a few batched products and no sample is ever compared across identities.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from arcface_core.angles import angle_deg, cos_of_deg, normalize
 
-__all__ = ["MAX_REFERENCES", "Consensus", "competition", "consensus", "groups_of_one_size"]
+__all__ = ["MAX_REFERENCES", "Consensus", "competition", "consensus"]
 
 MAX_REFERENCES = 4096
 """In a larger identity each sample is compared with this many others, evenly spread over it."""
 _STEPS = 3
 _NEIGHBOURS = 5
-_FLOATS_PER_GROUP = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +41,6 @@ class Consensus:
     duplicate_Gn: Tensor
     second_GD: Tensor
     second_mass_G: Tensor
-
-
-def groups_of_one_size(class_index_N: Tensor, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(identities [G], rows [G, n]) over all identities that occur, those of one size together, at most 64 MiB of embeddings at a time."""
-    order_N = class_index_N.argsort(stable=True)
-    sizes_C = torch.bincount(class_index_N)
-    first_C = sizes_C.cumsum(0) - sizes_C
-    for size in sorted(set(sizes_C.tolist())):
-        if size:
-            identities = (sizes_C == size).nonzero()[:, 0]
-            for group in identities.split(max(1, _FLOATS_PER_GROUP // (size * dim))):
-                yield group, order_N[first_C[group][:, None] + torch.arange(size, device=group.device)]
 
 
 def consensus(

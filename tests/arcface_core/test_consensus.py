@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from arcface_core.noise import consensus as module
-from arcface_core.noise.consensus import Consensus, consensus, groups_of_one_size
+from arcface_core.noise.centers import groups_of_one_size
+from arcface_core.noise.consensus import Consensus, consensus
 
 DIM = 32
 

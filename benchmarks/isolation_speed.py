@@ -1,0 +1,195 @@
+"""How fast the judge goes, and how much memory it takes, on random embeddings with planted centers.
+
+1. The paper's rule (vote the dominant sub-center, angle to it) beside the loop of insightface's drop.py re-implemented (per identity: a matrix
+   product, an argmax, a bincount, in NumPy) and beside reading the embeddings once (a sum over the array).
+2. The whole isolate stage, from Parquet to verdicts, at growing numbers of samples: seconds, samples per second, peak memory of its process.
+3. A saved query over a manifest of ten million rows.
+Run: python benchmarks/isolation_speed.py [--samples 400000] [--dim 512] [--stage 100000 300000 1000000] [--stage-dim 128] [--manifest-rows 10000000] [--repeats 5]
+"""
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from arcface_core.angles import angle_deg, normalize
+from arcface_core.noise.centers import angle_of, dominant, nearest_of, subcenter_angles, vote
+from pipeline import tables
+from pipeline.config import load
+from pipeline.isolate import isolate
+from pipeline.models import save_tensors
+from pipeline.receipts import run_stage
+from pipeline.report import report
+
+PER_IDENTITY = 20
+
+
+def timed(work: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """Median, least and most seconds."""
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), min(seconds), max(seconds)
+
+
+def paper_rule(samples: int, dim: int, repeats: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    identities = samples // PER_IDENTITY
+    centers = normalize(torch.randn(identities, 3, dim, generator=generator))
+    class_N = torch.arange(samples) // PER_IDENTITY  # as in a crawl of a folder per person
+    vectors = normalize(centers[class_N, 0] + 0.05 * torch.randn(samples, dim, generator=generator))
+
+    def ours() -> torch.Tensor:
+        angle_NK = subcenter_angles(vectors, class_N, centers)
+        chosen = dominant(vote(nearest_of(angle_NK)[0], class_N, identities, 3))
+        return angle_of(angle_NK, chosen[class_N])
+
+    numpy_vectors, numpy_class, numpy_centers = vectors.numpy(), class_N.numpy(), centers.numpy()
+
+    def loop() -> np.ndarray:
+        found = np.empty(samples, np.float32)
+        for identity in range(identities):
+            rows = np.where(numpy_class == identity)[0]
+            cosines = numpy_vectors[rows] @ numpy_centers[identity].T
+            found[rows] = cosines[:, np.bincount(cosines.argmax(axis=1), minlength=3).argmax()]
+        return found
+
+    print(
+        f"\nPaper's rule, {samples:,} x {dim}, {identities:,} identities, K = 3\n\n| | median s | least, most | ratio to reading |\n|---|---|---|---|"
+    )
+    read = timed(lambda: float(vectors.sum()), repeats)
+    fast, slow = timed(ours, repeats), timed(loop, 1)
+    assert np.allclose(angle_deg(torch.from_numpy(loop())), ours(), atol=0.1)
+    for name, (median, least, most) in (("reading once", read), ("ours", fast), ("drop.py's loop", slow)):
+        print(f"| {name} | {median:.3f} | {least:.3f}, {most:.3f} | {median / read[0]:.1f} |", flush=True)
+    print(f"\nours against the loop: {slow[0] / fast[0]:.1f}x")
+
+
+def make(root: Path, samples: int, dim: int) -> None:
+    """Raw, train and embeddings folders of random people: 70 % clean, the rest strangers."""
+    rng = np.random.default_rng(0)
+    identities, per_shard = samples // PER_IDENTITY, 50_000
+    names = np.array([f"{number:07d}" for number in range(identities)])
+    faces = rng.standard_normal((identities, dim), np.float32)
+    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+
+    def raw(folder: Path) -> None:
+        counted = pa.table({"identity": names, "items": np.full(identities, PER_IDENTITY), "samples": np.full(identities, PER_IDENTITY)})
+        pq.write_table(counted.cast(tables.IDENTITIES), folder / "identities.parquet")
+        for number, first in enumerate(range(0, samples, per_shard)):
+            rows = np.arange(first, min(first + per_shard, samples))
+            known = {"identity": names[rows // PER_IDENTITY], "source_uri": [f"{row:09d}" for row in rows], "status": ["ok"] * len(rows)}
+            columns = [pa.array(known[f.name]) if f.name in known else pa.array(["x"] * len(rows)) if not f.nullable else pa.nulls(len(rows), f.type)
+                       for f in tables.ITEMS]  # fmt: skip
+            pq.write_table(pa.Table.from_arrays(columns, schema=tables.ITEMS), folder / f"raw-{number:06d}.parquet")
+
+    def train(folder: Path) -> None:
+        classes = pa.table(
+            {"class_index": np.arange(identities, dtype=np.int32), "identity": names, "samples": np.full(identities, PER_IDENTITY)}
+        )
+        pq.write_table(classes.cast(tables.CLASSES), folder / "classes.parquet")
+        others = rng.standard_normal((identities, 2, dim), np.float32)
+        save_tensors(
+            folder / "head.safetensors", {"centers": normalize(torch.from_numpy(np.concatenate([faces[:, None], others], axis=1)))}
+        )
+
+    def embeddings(folder: Path) -> None:
+        for number, first in enumerate(range(0, samples, per_shard)):
+            rows = np.arange(first, min(first + per_shard, samples))
+            vectors = rng.standard_normal((len(rows), dim), np.float32)
+            is_clean = rng.random(len(rows)) < 0.7
+            vectors[is_clean] = vectors[is_clean] * (0.9 / np.sqrt(dim)) + faces[rows[is_clean] // PER_IDENTITY]
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            keys = [f"{row * 0x9E3779B97F4A7C15 % 2**64:032x}"[::-1] for row in rows.tolist()]
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+            columns = [pa.array(keys), pa.array(names[rows // PER_IDENTITY]), pa.array([f"{row:09d}" for row in rows]),
+                       pa.array(np.ones(len(rows), np.float32)), flat]  # fmt: skip
+            pq.write_table(pa.Table.from_arrays(columns, schema=tables.embeddings(dim)), folder / f"raw-{number:06d}.parquet")
+
+    for name, work in (("raw", raw), ("train", train), ("embeddings", embeddings)):
+        run_stage(root / name, stage=name, mark="0" * 64, work=lambda folder, work=work: work(folder) or {})
+
+
+def stage(root: Path) -> None:
+    """Run in a process of its own: prints seconds, kept share, and peak memory."""
+    started = time.perf_counter()
+    receipt = isolate(root / "raw", root / "train", root / "embeddings", root / "noise", load(overrides=["evaluate.holdout=0.02"]))
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    total = sum(int(receipt.counts[name] or 0) for name in tables.VERDICTS)
+    print(f"{seconds:.1f} {int(receipt.counts['keep'] or 0) / total:.3f} {peak:.2f}")
+
+
+def whole_stage(sizes: list[int], dim: int) -> None:
+    print(f"\nIsolate stage, {dim} dimensions, {PER_IDENTITY} samples an identity, 30 % noise; a process each\n")
+    print("| samples | identities | s | samples/s | peak memory, GiB | kept |\n|---|---|---|---|---|---|")
+    for samples in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            make(Path(name), samples, dim)
+            done = subprocess.run([sys.executable, __file__, "--one-stage", name], check=True, capture_output=True, text=True)
+            seconds, kept, peak = done.stdout.split()
+            print(
+                f"| {samples:,} | {samples // PER_IDENTITY:,} | {seconds} | {samples / float(seconds):,.0f} | {peak} | {kept} |", flush=True
+            )
+
+
+def reports(rows: int, repeats: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "manifest"
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for part, first in enumerate(range(0, rows, 1_000_000)):
+            count = min(1_000_000, rows - first)
+            angle = rng.normal(60, 20, count).clip(0, 180).astype(np.float32)
+            known = {
+                "identity": np.char.add("P", (rng.integers(0, rows // 50, count)).astype(str)),
+                "source_uri": np.char.add("u", np.arange(first, first + count).astype(str)),
+                "angle_deg": angle, "consensus_angle_deg": angle, "noise_probability": (angle / 180).astype(np.float32),
+                "status": np.full(count, "ok"), "verdict": np.where(angle < 75, "keep", "drop"), "reason": np.full(count, "accepted"),
+                "shard": np.full(count, "raw-000000"), "decided_by": np.full(count, "rule:calibrated"), "round": np.full(count, 2, np.int16),
+            }  # fmt: skip
+            columns = [pa.array(known[f.name]).cast(f.type) if f.name in known else pa.nulls(count, f.type) for f in tables.MANIFEST]
+            pq.write_table(pa.Table.from_arrays(columns, schema=tables.MANIFEST), folder / f"part-{part:06d}.parquet", compression="zstd")
+        print(f"\nSaved queries over a manifest of {rows:,} rows\n\n| query | median s | least, most |\n|---|---|---|")
+        for query in ("summary", "verdicts", "angles", "cuts", "noisiest", "sources", "relabels", "groups"):
+            median, least, most = timed(lambda query=query: report(Path(name), query), repeats)
+            print(f"| {query} | {median:.2f} | {least:.2f}, {most:.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=400_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--stage", type=int, nargs="*", default=[100_000, 300_000, 1_000_000])
+    parser.add_argument("--stage-dim", type=int, default=128)
+    parser.add_argument("--manifest-rows", type=int, default=10_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--one-stage", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one_stage:
+        stage(given.one_stage)
+        return
+    print(f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}")
+    if given.samples:
+        paper_rule(given.samples, given.dim, given.repeats)
+    whole_stage(given.stage, given.stage_dim)
+    if given.manifest_rows:
+        reports(given.manifest_rows, given.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ class NeighborIndex:
     """Keys, once, to be searched part by part.
 
     `backend`: what searches, one of `exact` (blocked matmul on the keys' device), `faiss` (`IndexFlatIP`, exhaustive too, on all GPUs that faiss
-    sees), `ivf` (`IndexIVFFlat`, 4 sqrt(M) lists of which a sixteenth is probed: approximate). `recall`: of the 5 nearest that the exact search
+    sees), `ivf` (`IndexIVFFlat`, 4 sqrt(M) lists of which a sixteenth is probed, 64 at most: approximate). `recall`: of the 5 nearest that the exact search
     finds for 256 of the keys, the share that this index finds; 1.0 for the exhaustive ones.
     """
 
@@ -142,7 +142,7 @@ def _faiss_index(unit_MD: Tensor, *, approximate: bool) -> Any:
         step = max(1, len(keys) // (64 * lists))
         index.cp.min_points_per_centroid = 1  # it warns on the screen below 39, and few keys train well enough
         index.train(keys[::step])
-        index.nprobe = max(8, lists // 16)
+        index.nprobe = min(64, max(8, lists // 16))
     if _gpus() > 0:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = True

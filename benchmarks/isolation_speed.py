@@ -10,7 +10,6 @@ Run: python benchmarks/isolation_speed.py [--samples 400000] [--dim 512] [--stag
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -129,7 +128,9 @@ def stage(root: Path) -> None:
     started = time.perf_counter()
     receipt = isolate(root / "raw", root / "train", root / "embeddings", root / "noise", load(overrides=["evaluate.holdout=0.02"]))
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 2**20
     total = sum(int(receipt.counts[name] or 0) for name in tables.VERDICTS)
     print(f"{seconds:.1f} {int(receipt.counts['keep'] or 0) / total:.3f} {peak:.2f}")
 

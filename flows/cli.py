@@ -1,5 +1,6 @@
 """The `purify` command. What needs torch or Prefect is imported inside the commands, so that `--help` answers at once."""
 
+import json
 import os
 import sys
 import time
@@ -56,6 +57,17 @@ def run(
     min_retention: Annotated[
         float | None, Parameter(group=_Settings, help="Share of the clean samples to keep, at least, as 0.99.")
     ] = None,
+    protect: Annotated[
+        list[Path] | None,
+        Parameter(
+            group=_Settings,
+            negative="",
+            help="An evaluation set (.bin, or a folder of aligned faces) to look for in the crawl. May be repeated.",
+        ),
+    ] = None,
+    exclude_protected: Annotated[
+        bool, Parameter(group=_Settings, negative="", help="Leave what matches a protected set out of the clean shards.")
+    ] = False,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet.
@@ -70,6 +82,8 @@ def run(
     overrides = list(set_ or [])
     overrides += [f"train.init={init}"] if init else []
     overrides += [f"evaluate.holdout={holdout}"] if holdout is not None else []
+    overrides += [f"protect.sets={json.dumps([str(path) for path in protect])}"] if protect else []
+    overrides += ["protect.exclude=true"] if exclude_protected else []
     overrides += [f"isolate.max_noise={max_noise}"] if max_noise is not None else []
     overrides += [f"isolate.min_retention={min_retention}"] if min_retention is not None else []
     settings = load(preset=preset, file=config, overrides=overrides)

@@ -68,6 +68,8 @@ def _stages(crawl: Path, run: RunLayout, config: Config) -> list[tuple[str, Rece
         done.append((f"round {this.number} isolate", tasks.isolate(run, this, config, kept_by)))
         kept_by = this.noise
     forget_rounds_after(run, config.rounds)
+    if config.protect.sets:
+        done.append(("protect", tasks.protect(run, rounds[-1], config)))
     done.append(("manifest", tasks.manifest(run, rounds[-1], config)))
     done.append(("export", tasks.export(run, config)))
     done.append(("evaluate", tasks.evaluate(run, rounds, config)))

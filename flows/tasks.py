@@ -14,6 +14,7 @@ from pipeline import evaluate as evaluate_stage
 from pipeline import export as export_stage
 from pipeline import ingest as ingest_stage
 from pipeline import isolate as isolate_stage
+from pipeline import protect as protect_stage
 from pipeline import train as train_stage
 from pipeline.config import Config
 from pipeline.decisions import read_standing
@@ -61,9 +62,16 @@ def isolate(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | Non
 
 
 @_stage
+def protect(run: RunLayout, last: RoundLayout, config: Config) -> Receipt:
+    return _run("protect", protect_stage.protect, run.raw, last.train, last.embeddings, last.noise, run.protected, config)
+
+
+@_stage
 def manifest(run: RunLayout, last: RoundLayout, config: Config) -> Receipt:
     decided = read_standing(run.root)
-    return _run("manifest", export_stage.write_manifest, run.raw, last.noise, last.number, run.manifest, config, decisions=decided)
+    protected = run.protected if config.protect.sets and config.protect.exclude else None
+    found = run.raw, last.noise, last.number, run.manifest, config
+    return _run("manifest", export_stage.write_manifest, *found, decisions=decided, protected=protected)
 
 
 @_stage

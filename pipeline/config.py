@@ -117,6 +117,19 @@ class IsolateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProtectConfig:
+    """Evaluation sets that the clean shards are not to touch."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    sets: tuple[str, ...] = ()
+    """insightface `.bin` files, or folders of aligned images."""
+    angle_deg: Degrees = 50.0
+    """An identity whose consensus is this near to a protected image is taken for the same person."""
+    exclude: bool = False
+    """Leave what matches out of the clean shards; without it, matches are only reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """What goes into `clean/`."""
 
@@ -167,6 +180,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     isolate: IsolateConfig = field(default_factory=IsolateConfig)
+    protect: ProtectConfig = field(default_factory=ProtectConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)

@@ -24,22 +24,41 @@ VERSION = 2
 
 
 def write_manifest(
-    raw: Path, noise: Path, number: int, out: Path, config: Config, *, decisions: pa.Table | None = None, progress: Progress | None = None
+    raw: Path,
+    noise: Path,
+    number: int,
+    out: Path,
+    config: Config,
+    *,
+    decisions: pa.Table | None = None,
+    protected: Path | None = None,
+    progress: Progress | None = None,
 ) -> Receipt:
     """Receipt of `out`, the manifest judged by round `number`; `decisions` (those that stand) win over it.
+
+    `protected`: the folder of the protect stage, whose matches are not exported.
 
     Raises PurifyError if a single crawl item has no row, or two.
     """
     decided = tables.DECISIONS.empty_table() if decisions is None else decisions
+    matches = pq.read_table(protected / "contamination.parquet") if protected else tables.CONTAMINATION.empty_table()
     settings = as_dict(config.export) | {"rule": config.isolate.rule, "round": number}
-    mark = fingerprint("manifest", VERSION, settings, raw=mark_of(raw), noise=mark_of(noise), decisions=digest(decided))
+    mark = fingerprint(
+        "manifest",
+        VERSION,
+        settings,
+        raw=mark_of(raw),
+        noise=mark_of(noise),
+        decisions=digest(decided),
+        protected=mark_of(protected) if protected else "none",
+    )
 
     def work(folder: Path) -> Counts:
         rank = 0
         stems = shards.shard_stems(raw)
         verdicts: dict[str, int] = dict.fromkeys(tables.VERDICTS, 0)
         for position, stem in enumerate(stems):
-            part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config, decided)
+            part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config, decided, matches)
             rank += part.num_rows - part["clean_shard"].null_count
             for name in part["verdict"].to_pylist():
                 verdicts[name] += 1
@@ -64,7 +83,7 @@ def _count_items(raw: Path) -> int:
 _EXPORTED = "(verdict = 'keep' OR (verdict = 'relabel' AND ($apply_relabels OR person IS NOT NULL)))"
 
 
-def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config: Config, decided: pa.Table) -> pa.Table:
+def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config: Config, decided: pa.Table, matches: pa.Table) -> pa.Table:
     columns = ", ".join(_SPECIAL.get(name, name) for name in tables.MANIFEST.names)
     given = {
         "twin": literal(twin),
@@ -77,16 +96,22 @@ def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config
     }
     with duckdb.connect() as db:
         db.register("decided", decided)
+        db.register("matches", matches)
         table = fetch(
             db,
             f"""
-            WITH judged AS (
+            WITH marked AS (
+                SELECT *, status = 'ok' AND (identity IN (SELECT identity FROM matches WHERE kind = 'identity')
+                                             OR source_uri IN (SELECT source_uri FROM matches WHERE kind = 'image')) AS is_protected
+                FROM read_parquet($twin, file_row_number = true)),
+            judged AS (
                 SELECT i.*, n.* EXCLUDE (sample_id, identity, source_uri, verdict, reason),
-                       coalesce(d.verdict, n.verdict, 'drop') AS verdict,
-                       CASE WHEN d.verdict IS NULL THEN coalesce(n.reason, i.status) ELSE 'decision' END AS reason,
+                       coalesce(d.verdict, CASE WHEN i.is_protected THEN 'drop' END, n.verdict, 'drop') AS verdict,
+                       CASE WHEN d.verdict IS NOT NULL THEN 'decision' WHEN i.is_protected THEN 'protected'
+                            ELSE coalesce(n.reason, i.status) END AS reason,
                        n.verdict AS rule_verdict, n.reason AS rule_reason, d.decided_by AS person, d.clean_identity AS person_identity,
                        n.verdict IS NOT NULL AS is_judged, i.file_row_number AS place
-                FROM read_parquet($twin, file_row_number = true) i LEFT JOIN read_parquet($noise) n ON n.source_uri = i.source_uri
+                FROM marked i LEFT JOIN read_parquet($noise) n ON n.source_uri = i.source_uri
                 LEFT JOIN decided d ON d.sample_id = i.sample_id AND i.status = 'ok'),
             ranked AS (
                 SELECT *, {_EXPORTED} AS is_exported,

@@ -55,6 +55,11 @@ class RunLayout:
         return self.root / "manifest"
 
     @property
+    def protected(self) -> Path:
+        """contamination.parquet (`tables.CONTAMINATION`), when the settings name sets to protect."""
+        return self.root / "protected"
+
+    @property
     def decisions(self) -> Path:
         """A Parquet file per act of a person (`tables.DECISIONS`), never rewritten."""
         return self.root / "decisions"

@@ -40,6 +40,7 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     training    every round's loss, with its `round`
     proposals   every round's proposals to merge or split identities, with its `round`
     decisions   what people decided, undone or not
+    contamination  what stands in a protected set too
     metrics     the evaluation
     Raises BadInput when the run has no manifest yet, SchemaMismatch when it was written by another version.
     """
@@ -166,6 +167,8 @@ def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | 
     yield "noise", tables.NOISE, [(path, one.number) for one in rounds for path in sorted(one.noise.glob("raw-*.parquet"))]
     yield "proposals", tables.PROPOSALS, [(path, one.number) for one in rounds if (path := one.noise / "proposals.parquet").exists()]
     yield "decisions", tables.DECISIONS, [(path, None) for path in sorted(layout.decisions.glob("*.parquet"))]
+    contamination = layout.protected / "contamination.parquet"
+    yield "contamination", tables.CONTAMINATION, [(path, None) for path in (contamination,) if path.exists()]
     yield "training", tables.METRICS_OF_TRAINING, [(path, one.number) for one in rounds if (path := one.train / "metrics.parquet").exists()]
     yield "metrics", tables.METRICS, [(path, None) for path in (layout.evaluation / "metrics.parquet",) if path.exists()]
 

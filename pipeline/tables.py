@@ -214,6 +214,19 @@ PROPOSALS = _schema(
     ],
 )
 
+CONTAMINATION = _schema(
+    "contamination",
+    [
+        _field("kind", pa.string(), "`identity`: its consensus is near to a protected image. `image`: the same image", nullable=False),
+        _IDENTITY,
+        _field("sample_id", pa.string(), "of an image"),
+        _field("source_uri", pa.string(), "of an image"),
+        _field("protected_set", pa.string(), "stem of the set", nullable=False),
+        _field("protected_image", pa.string(), "path in its folder, or number in its .bin file", nullable=False),
+        _field("angle_deg", pa.float32(), "angle between the two; 0 for equal bytes", unit=_DEGREES, direction="lower is more alike"),
+    ],
+)
+
 CLEAN = _schema(
     "clean",
     [
@@ -279,6 +292,7 @@ RUN/
                     embeddings/raw-*.parquet, noise/raw-*.parquet, noise/judge.json, noise/proposals.parquet,
                     noise/centers.safetensors
   manifest/         part-*.parquet: one row per crawl item
+  protected/        contamination.parquet, when `protect.sets` names evaluation sets
   decisions/        a Parquet file per act of a person, never rewritten
   clean/            clean-000000.tar, its twin ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
   evaluation/       metrics.parquet, roc.parquet
@@ -304,7 +318,21 @@ Read a table with the files' names, as in `read_parquet('RUN/manifest/*.parquet'
 
 def page() -> str:
     """The text of `data/README.md`."""
-    schemas = (MANIFEST, ITEMS, IDENTITIES, NOISE, PROPOSALS, DECISIONS, CLEAN, CLASSES, METRICS_OF_TRAINING, METRICS, ROC, embeddings(512))
+    schemas = (
+        MANIFEST,
+        ITEMS,
+        IDENTITIES,
+        NOISE,
+        PROPOSALS,
+        DECISIONS,
+        CONTAMINATION,
+        CLEAN,
+        CLASSES,
+        METRICS_OF_TRAINING,
+        METRICS,
+        ROC,
+        embeddings(512),
+    )
     return _PAGE.format(
         version=VERSION,
         statuses="\n".join(f"- `{name}`: {about}" for name, about in STATUSES.items()),

@@ -250,6 +250,28 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     assert manifest(run)["verdict"].tolist() == manifest(finished[1])["verdict"].tolist()
 
 
+def test_a_protected_set_is_found_in_the_crawl_and_left_out(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    crawl, run = finished[0], tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    rows = manifest(run).query("status == 'ok' and verdict == 'keep'")
+    taken = rows.iloc[[0, -1]]
+    lfw = tmp_path / "lfw"
+    lfw.mkdir()
+    for number, uri in enumerate(taken["source_uri"]):
+        shutil.copy(crawl / uri, lfw / f"{number}.jpg")
+    settings = [f"protect.sets=['{lfw}']", "protect.angle_deg=0"]
+    purify(crawl, run, config(*settings))
+    found = pd.read_parquet(run / "protected" / "contamination.parquet")
+    exact = found[(found["angle_deg"] == 0) & (found["kind"] == "image")]
+    assert set(taken["source_uri"]) <= set(exact["source_uri"]) and set(found["protected_set"]) == {"lfw"}
+    assert manifest(run)["verdict"].tolist() == manifest(finished[1])["verdict"].tolist(), "reported only"
+    purify(crawl, run, config(*settings, "protect.exclude=true"))
+    now = manifest(run).set_index("source_uri").loc[list(taken["source_uri"])]
+    assert set(now["reason"]) == {"protected"} and now["clean_shard"].isna().all() and set(now["rule_verdict"]) == {"keep"}
+    with pytest.raises(BadInput, match="no set to protect"):
+        purify(crawl, run, config("protect.sets=['nowhere.bin']"))
+
+
 def test_a_decision_is_trained_on_in_the_next_round(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     crawl, run = finished[0], tmp_path / "run"
     shutil.copytree(finished[1], run)

@@ -74,6 +74,10 @@ def write_run(root: Path, planted: list[Planted], *, rounds: int = 2, evaluated:
         layout.round(number).train.mkdir()
         steps = [{"step": step, "epoch": 0, "loss": 9.0 / step, "learning_rate": 0.1, "grad_norm": 1.0} for step in (1, 2, 3)]
         _write(layout.round(number).train / "metrics.parquet", steps, tables.METRICS_OF_TRAINING)
+    layout.protected.mkdir()
+    match = {"kind": "image", "identity": "Ada", "sample_id": "x", "source_uri": "Ada/0000.jpg", "protected_set": "lfw",
+             "protected_image": "image 3", "angle_deg": 2.0}  # fmt: skip
+    _write(layout.protected / "contamination.parquet", [match], tables.CONTAMINATION)
     if evaluated:
         _write(layout.evaluation / "metrics.parquet", _metrics(), tables.METRICS)
     return root

@@ -49,9 +49,9 @@ def test_views_hold_every_row_of_their_files(run: Path) -> None:
 def test_a_view_is_there_only_when_its_files_are(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", PLANTED, rounds=1, evaluated=False)
     assert rows(run, "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1") == [
-        ("identities",), ("manifest",), ("noise",), ("proposals",), ("training",)
+        ("contamination",), ("identities",), ("manifest",), ("noise",), ("proposals",), ("training",)
     ]  # fmt: skip
-    with pytest.raises(BadInput, match=r"(?s)metrics.*Views of this run: identities, manifest, noise, proposals, training"):
+    with pytest.raises(BadInput, match=r"(?s)metrics.*Views of this run: contamination, identities, manifest, noise, proposals, training"):
         report(run, "metrics")
 
 
@@ -122,7 +122,9 @@ def test_an_unknown_query_names_the_nearest_and_all(run: Path) -> None:
 
 
 def test_a_wrong_column_gives_duckdbs_words_and_the_views(run: Path) -> None:
-    with pytest.raises(BadInput, match=r"(?s)angel_deg.*Views of this run: identities, manifest, metrics, noise, proposals, training"):
+    with pytest.raises(
+        BadInput, match=r"(?s)angel_deg.*Views of this run: contamination, identities, manifest, metrics, noise, proposals, training"
+    ):
         query(run, "SELECT angel_deg FROM manifest")
 
 

@@ -1,0 +1,170 @@
+"""Contamination: identities and images of the crawl that also stand in a set kept for evaluation (`protect.sets`).
+
+An image matches when its bytes are those of a protected image, or its embedding lies within `isolate.duplicate_angle_deg` of one. An identity
+matches when its consensus lies within `protect.angle_deg` of a protected image. Everything found is a row; whether it is left out of the clean
+shards is `protect.exclude`.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from arcface_core.angles import angle_deg, normalize
+from arcface_core.neighbors import NeighborIndex
+from pipeline import shards, tables
+from pipeline.config import Config, IngestConfig, as_dict
+from pipeline.embed import features_of, read_embeddings
+from pipeline.errors import BadInput
+from pipeline.ingest import examine
+from pipeline.models import load_backbone, load_tensors, pick_device
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
+from pipeline.sources.base import Item
+from pipeline.verification_bin import read_bin
+
+VERSION = 1
+_BATCH = 256
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+@dataclass(frozen=True)
+class _Protected:
+    names: list[tuple[str, str]]
+    """(set, image) of each."""
+    sha256: dict[str, int]
+    unit_PD: Tensor
+
+
+def protect(
+    raw: Path, train: Path, embeddings: Path, noise: Path, out: Path, config: Config, *, progress: Progress | None = None
+) -> Receipt:
+    """Receipt of `out`: contamination.parquet, a row for every match. The backbone of `train` embeds the protected images.
+
+    Raises BadInput for a set that is no insightface `.bin` file and no folder of images.
+    """
+    sets = [Path(name) for name in config.protect.sets]
+    settings = as_dict(config.protect) | {"duplicate_angle_deg": config.isolate.duplicate_angle_deg}
+    held = {f"set {number}": _mark(path) for number, path in enumerate(sets)}
+    mark = fingerprint("protect", VERSION, settings, raw=mark_of(raw), embeddings=mark_of(embeddings), noise=mark_of(noise), **held)
+
+    def work(folder: Path) -> Counts:
+        known = _embedded(sets, train, config)
+        index = NeighborIndex(known.unit_PD)
+        rows = _identities(raw, noise, known, index, config.protect.angle_deg)
+        identities = len(rows)
+        stems = shards.shard_stems(raw)
+        for number, stem in enumerate(stems):
+            rows += _images(raw / f"{stem}.parquet", embeddings / f"{stem}.parquet", known, index, config.isolate.duplicate_angle_deg)
+            if progress:
+                progress(number + 1, len(stems))
+        with atomic(folder / "contamination.parquet") as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema=tables.CONTAMINATION), temporary)
+        return {"protected_images": len(known.names), "identities": identities, "images": len(rows) - identities}
+
+    return run_stage(out, stage="protect", mark=mark, work=work)
+
+
+def _mark(path: Path) -> str:
+    if path.is_dir():
+        listed = "\n".join(f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in _files(path))
+        return hashlib.sha256(listed.encode()).hexdigest()
+    if not path.is_file():
+        raise BadInput(f"There is no set to protect at {path}. Give a .bin file of insightface or a folder of images.")
+    return shards.file_sha256(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+
+
+def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for file in _files(path):
+            yield str(file.relative_to(path)), file.read_bytes()
+    else:
+        for number, content in enumerate(read_bin(path)[0]):
+            yield f"image {number}", bytes(content)
+
+
+def _embedded(sets: list[Path], train: Path, config: Config) -> _Protected:
+    device = pick_device(config.device)
+    backbone, facts = load_backbone(train, device)
+    names: list[tuple[str, str]] = []
+    digests: dict[str, int] = {}
+    parts: list[Tensor] = []
+    waiting: list[bytes] = []
+
+    def embed_waiting() -> None:
+        if waiting:
+            parts.append(normalize(torch.from_numpy(features_of(waiting, backbone, facts["input_px"], device))))
+            waiting.clear()
+
+    for path in sets:
+        before = len(names)
+        for name, content in _contents(path):
+            row, crop = examine(Item(name, "protected", content), IngestConfig())
+            if crop is None:
+                raise BadInput(f"{path}, {name}: {row['status']}, {row['status_detail']}. A protected set is of aligned, whole images.")
+            digests[hashlib.sha256(content).hexdigest()] = len(names)
+            names.append((path.stem, name))
+            waiting.append(crop)
+            if len(waiting) == _BATCH:
+                embed_waiting()
+        if len(names) == before:
+            raise BadInput(f"{path} holds no image to protect. Give a .bin file of insightface or a folder of JPEG, PNG or WebP images.")
+    embed_waiting()
+    return _Protected(names, digests, torch.cat(parts).cpu())
+
+
+def _nearest(vectors_ND: Tensor, index: NeighborIndex) -> tuple[list[int], list[float]]:
+    cos_N1, place_N1 = index.search(vectors_ND, 1)
+    return place_N1[:, 0].tolist(), angle_deg(cos_N1[:, 0]).tolist()
+
+
+def _identities(raw: Path, noise: Path, known: _Protected, index: NeighborIndex, most_deg: float) -> list[dict[str, Any]]:
+    names = pq.read_table(raw / "identities.parquet", filters=[("samples", ">", 0)])["identity"].to_pylist()
+    consensus_CD = load_tensors(noise / "centers.safetensors")["consensus"]
+    there_C = (consensus_CD != 0).any(dim=1).tolist()
+    places, angles = _nearest(consensus_CD, index)
+    return [
+        _row("identity", name, None, None, known.names[place], angle)
+        for name, there, place, angle in zip(names, there_C, places, angles, strict=True)
+        if there and angle <= most_deg
+    ]
+
+
+def _images(twin: Path, embedded: Path, known: _Protected, index: NeighborIndex, most_deg: float) -> list[dict[str, Any]]:
+    table = pq.read_table(twin, columns=["source_uri", "sample_id", "identity", "content_sha256"], filters=[("status", "=", "ok")])
+    item_of = {row["source_uri"]: row for row in table.to_pylist()}
+    uris, _, _, vectors = read_embeddings(embedded)
+    if not uris:
+        return []
+    places, angles = _nearest(torch.from_numpy(np.array(vectors)), index)
+    rows = []
+    for uri, place, angle in zip(uris, places, angles, strict=True):
+        item = item_of[uri]
+        same = known.sha256.get(item["content_sha256"])
+        if same is not None:
+            rows.append(_row("image", item["identity"], item["sample_id"], uri, known.names[same], 0.0))
+        elif angle <= most_deg:
+            rows.append(_row("image", item["identity"], item["sample_id"], uri, known.names[place], angle))
+    return rows
+
+
+def _row(kind: str, identity: str, sample: str | None, uri: str | None, image: tuple[str, str], angle: float) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "identity": identity,
+        "sample_id": sample,
+        "source_uri": uri,
+        "protected_set": image[0],
+        "protected_image": image[1],
+        "angle_deg": angle,
+    }

@@ -268,6 +268,19 @@ def measured(case: Case) -> dict[str, dict[str, float]]:
     return rows
 
 
+def reliability(cases: list[Case]) -> None:
+    """Of the samples that were given a noise probability in each tenth, the share that is noise."""
+    noise = torch.cat([torch.from_numpy(case["judged"]["noise_probability"].to_numpy().copy()) for case in cases])
+    wrong = torch.cat([case["wrong"] for case in cases])[~noise.isnan()]
+    noise = noise[~noise.isnan()]
+    print("\n| noise probability | samples | mean probability | share that is noise |\n|---|---|---|---|")
+    for tenth in range(10):
+        inside = (noise >= tenth / 10) & ((noise < (tenth + 1) / 10) | (tenth == 9))
+        if inside.any():
+            mean, share = float(noise[inside].mean()), float(wrong[inside].float().mean())
+            print(f"| {tenth / 10:.1f} to {(tenth + 1) / 10:.1f} | {int(inside.sum())} | {mean:.3f} | {share:.3f} |")
+
+
 def show(title: str, found: list[dict[str, dict[str, float]]]) -> None:
     columns = list(dict.fromkeys(name for rows in found for row in rows.values() for name in row))
     print(f"\n{title}\n\n| method | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
@@ -301,16 +314,30 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--reliability", action="store_true", help="print how reliable the probabilities are, and nothing else")
     parser.add_argument("--rates", type=float, nargs="*", default=[0.0, 0.1, 0.3, 0.5, 0.6])
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     if given.run:
         for name, case in rounds_of(given.run, given.truth):
+            if given.reliability:
+                print(f"\n{given.run}, {name}")
+                reliability([case])
+                continue
             show(f"{given.run}, {name}, {len(case['class'])} samples, {float(case['wrong'].float().mean()):.0%} noise", [measured(case)])
     if given.embeddings:
         with np.load(given.embeddings, allow_pickle=False) as held:
             names = [str(name) for name in held["names"]]
             embeddings = normalize(torch.from_numpy(held["embeddings"].astype(np.float32)), dim=1)
+        if given.reliability:
+            for rate in given.rates:
+                cases = []
+                for seed in range(given.seeds):
+                    with tempfile.TemporaryDirectory() as root:
+                        cases.append(judged_by_us(plant(embeddings, names, "half and half", rate, seed), Path(root)))
+                print(f"\nhalf and half, {rate:.0%}")
+                reliability(cases)
+            return
         merges = [double_names(embeddings, names, seed) for seed in range(given.seeds)]
         print(
             f"\nMerge proposals on planted double names: precision {statistics.mean(m[0] for m in merges):.3f}, recall {statistics.mean(m[1] for m in merges):.3f}"

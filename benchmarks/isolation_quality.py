@@ -8,7 +8,7 @@ Two sources of embeddings, in any number:
 Others: the paper's rule at 75 degrees and at its best angle in hindsight, pytorch-metric-learning's get_outliers, cleanlab's label issues and
 outlier score, SelfClean's intra / extra distance ranking (Groeger et al. 2023, re-implemented), distance to a robust centroid, and mean distance
 to the five nearest of the identity. Those that only rank are given their best cut in hindsight, which nobody has in practice (marked *).
-Run: python benchmarks/isolation_quality.py --embeddings FACES.npz [--seeds 3] [--rates 0 0.1 0.3 0.5 0.6]     (wants: pip install cleanlab pytorch-metric-learning)
+Run: python benchmarks/isolation_quality.py --embeddings FACES.npz [--seeds 3] [--rates 0 0.1 0.3 0.5 0.6]     (wants the extra `bench`)
 """
 
 import argparse

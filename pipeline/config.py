@@ -109,7 +109,7 @@ class IsolateConfig:
     relabel_gap_deg: Degrees = 18.0
     """... and nearer than to any third identity by this much: some identity is always near to a stranger."""
     duplicate_angle_deg: Degrees = 12.0
-    """Two samples of an identity within this angle are one photograph."""
+    """Two samples of an identity within this angle are one photograph; never more than a quarter of the angle that is surely clean."""
     drop_near_duplicates: bool = True
     """Keep one of each set of near duplicates, the one nearest to the consensus."""
     judge_anyway: bool = False

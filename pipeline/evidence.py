@@ -251,6 +251,8 @@ def _agree(
     device = known.centers_CKD.device
     class_N = torch.from_numpy(bucket.class_N)
     unit_ND = torch.from_numpy(bucket.unit_ND).to(device)
+    # Where all embeddings lie close together, so do different photographs.
+    duplicate_angle_deg = min(duplicate_angle_deg, angle_of_probability(calibration, SURELY_CLEAN) / 4)
     trust_N = torch.ones(len(class_N), device=device)
     if rivals is not None:
         _, rival_deg_N1 = rivals.nearest(unit_ND, class_N.to(device), 1)

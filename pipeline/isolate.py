@@ -77,8 +77,8 @@ def _isolate(
             write_evidence(embeddings / f"{stem}.parquet", evidence / f"{stem}.parquet", stem, gathered)
         if progress:
             progress(number + 1, 2 * len(stems))
-    warning = degenerate_head(gathered.head_own, gathered.head_null)
     seen = _histograms(evidence, stems, gathered)
+    warning = degenerate_head(gathered.head_own, gathered.head_null) or degenerate_head(seen.own, seen.null)
     calibration = fit_calibration(seen.own, seen.null)
     known = gathered.identities
     may_judge = warning is None or settings.judge_anyway

@@ -220,3 +220,13 @@ def test_what_a_later_round_keeps_again_is_recovered(tmp_path: Path) -> None:
         row["source_uri"] for row in later if row["verdict"] == "keep"
     }
     assert any(row["reason"] == "recovered" for row in later)
+
+
+def test_collapsed_embeddings_judge_nobody(tmp_path: Path) -> None:
+    common = directions(99, 1)[0]
+    samples = [(identity, true, normalize(3 * common + vector, dim=0)) for identity, true, vector in crawl()]
+    rows = judge(tmp_path, samples)
+    assert {(row["verdict"], row["reason"]) for row in rows} == {("review", "head_not_learned")} and proposals(tmp_path) == []
+    assert "collapsed" in json.loads((tmp_path / "noise" / "judge.json").read_text())["warning"]
+    anyway = judge(tmp_path / "anyway", samples, "isolate.judge_anyway=true")
+    assert sum(row["reason"] == "near_duplicate" for row in anyway) == 0, "close together is not the same photograph"

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from arcface_core.angles import angle_deg, rowwise_cosine
 from arcface_core.noise.calibration import AngleHistogram, Calibration, angle_of_probability, fit_calibration
 from arcface_core.noise.centers import (
     angle_of,
@@ -45,6 +46,8 @@ SURELY_CLEAN = 0.1
 """Noise probability up to which a sample is well inside an identity."""
 LEAST_SECOND = 3.0
 """Samples from which a second person in an identity counts."""
+SPLIT_SHARE = 0.3
+"""... and the share of the first person's samples that it must have."""
 _REFINEMENTS = 2
 _COMPETITIONS = 2
 
@@ -224,7 +227,9 @@ def _give_up(known: Identities, *, same_person_deg: float) -> Tensor:
 
     Their second center becomes their consensus. One who stands under a name alone is more probably the name's than one who has a name elsewhere.
     """
-    has_second_C = (known.second_mass_C >= LEAST_SECOND) & ~known.gave_up_C
+    is_other_person_C = angle_deg(rowwise_cosine(known.consensus_CD, known.second_CD)) > same_person_deg
+    has_second_C = is_other_person_C & (known.second_mass_C >= LEAST_SECOND) & (known.second_mass_C >= SPLIT_SHARE * known.mass_C)
+    has_second_C &= ~known.gave_up_C
     asked = has_second_C.nonzero()[:, 0]
     gave_up_C = torch.zeros_like(has_second_C)
     if len(asked):

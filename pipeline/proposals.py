@@ -16,13 +16,11 @@ from arcface_core.angles import angle_deg, rowwise_cosine
 from arcface_core.noise.rivals import RivalSearch
 from pipeline import tables
 from pipeline.duck import every, fetch
-from pipeline.evidence import LEAST_SECOND, Identities
+from pipeline.evidence import LEAST_SECOND, SPLIT_SHARE, Identities
 from pipeline.receipts import atomic
 
 MERGE_SHARE, REVIEW_SHARE = 0.9, 0.4
 """Both shares of samples accepted by the other name must reach this: a merge is proposed, or a person is asked."""
-SPLIT_SHARE = 0.3
-"""The second person of an identity counts from this share of the first one's samples."""
 
 
 def write_proposals(evidence: Path, out: Path, known: Identities, rivals: RivalSearch, clean_deg: float) -> pa.Table:

@@ -56,7 +56,7 @@ def consensus(
     starts_GKD            sub-centers of each identity; a zero row is a start that does not exist
     clean_probability     of a tensor of angles in degrees: the probability 0..1 that a sample at this angle is of the identity; NaN counts as 0
     duplicate_angle_deg   two samples within this angle (inclusive) are one photograph
-    trust_Gn              weight 0..1 that each sample has in finding the center (`competition`); 1 by default. Masses do not depend on it directly
+    trust_Gn              weight 0..1 that each sample has in finding the center (`competition`); and in the choice among starts; 1 by default
 
     From every start: weights = clean probability of the angle to the center of the others, divided by the number of near duplicates; center =
     weighted mean; three times. The start that ends with most mass wins, ties to the lowest. The second center is found likewise among
@@ -77,7 +77,7 @@ def consensus(
         return clean_probability(angle).nan_to_num(0.0)
 
     def settle(starts_GMD: Tensor, allowed_Gn: Tensor, trust_Gn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Centers [G, M, D], angles to the center of the others [G, n, M], masses [G, M], after some steps from each start."""
+        """Centers [G, M, D], angles to the center of the others [G, n, M], agreement of each sample [G, n, M], after some steps from each start."""
         centers_GMD = normalize(starts_GMD)
         angle_GnM = _angle_without_self(unit_GnD, centers_GMD, None, None)
         for _ in range(_STEPS):
@@ -87,19 +87,20 @@ def consensus(
             centers_GMD = torch.where(found_GM1, normalize(sums_GMD), centers_GMD)
             own_GnM = weight_GnM * copies_Gn[..., None]  # what the sample and its near duplicates put into the sum
             angle_GnM = _angle_without_self(unit_GnD, centers_GMD, sums_GMD, own_GnM)
-        mass_GM = (weigh(angle_GnM) * (allowed_Gn / copies_Gn)[..., None]).sum(dim=1)
-        return centers_GMD, angle_GnM, mass_GM
+        return centers_GMD, angle_GnM, weigh(angle_GnM) * (allowed_Gn / copies_Gn)[..., None]
 
     everyone_Gn = torch.ones_like(copies_Gn)
-    centers_GMD, angle_GnM, mass_GM = settle(starts_GKD, everyone_Gn, everyone_Gn if trust_Gn is None else trust_Gn)
+    trust_Gn = everyone_Gn if trust_Gn is None else trust_Gn
+    centers_GMD, angle_GnM, agreement_GnM = settle(starts_GKD, everyone_Gn, trust_Gn)
     exists_GM = (starts_GKD != 0).any(dim=2)
-    best_G = mass_GM.masked_fill(~exists_GM, -1.0).argmax(dim=1)
+    mass_GM = agreement_GnM.sum(dim=1)
+    best_G = (agreement_GnM * trust_Gn[..., None]).sum(dim=1).masked_fill(~exists_GM, -1.0).argmax(dim=1)
     group_G = torch.arange(len(best_G), device=best_G.device)
     center_GD, mass_G = centers_GMD[group_G, best_G], mass_GM[group_G, best_G]
     angle_Gn = angle_GnM[group_G, :, best_G]
     rest_Gn = 1 - weigh(angle_Gn)
     affinity_Gn = rest_Gn * ((cos_Gnr.clamp_min(0) ** 2).masked_fill(near_Gnr, 0.0) @ (rest_Gn / copies_Gn)[:, reference_r, None])[..., 0]
-    second_GMD, _, second_mass_GM = settle(unit_GnD[group_G, affinity_Gn.argmax(dim=1)][:, None], rest_Gn, everyone_Gn)
+    second_GMD, _, second_GnM = settle(unit_GnD[group_G, affinity_Gn.argmax(dim=1)][:, None], rest_Gn, everyone_Gn)
     return Consensus(
         center_GD=center_GD,
         mass_G=mass_G,
@@ -107,7 +108,7 @@ def consensus(
         density_Gn=_density(cos_Gnr, near_Gnr),
         duplicate_Gn=_stand_ins(near_Gnr, angle_Gn, reference_r),
         second_GD=second_GMD[:, 0],
-        second_mass_G=second_mass_GM[:, 0],
+        second_mass_G=second_GnM[:, :, 0].sum(dim=1),
     )
 
 

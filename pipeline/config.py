@@ -43,7 +43,29 @@ class IngestConfig:
     """Pictures of more pixels are refused before decoding (status `bomb`)."""
     max_item_bytes: Count = 64 * 2**20
     identity_key: str = "identity"
-    """Where a sample's `.json` names its identity."""
+    """Where a sample's `.json`, or a column of a table, names its identity."""
+    image_column: str | None = None
+    """Column of a table that holds paths or bytes; unset, the first of `image`, `bytes`, `jpg`, `path`, `file_name`, `url` that is there."""
+    detector: Literal["none", "landmarks", "yunet", "scrfd"] = "none"
+    """`none`: pictures are crops, or have landmarks beside them. `landmarks`: five points of `ingest.landmarks`. Else a model finds the faces."""
+    detector_model: str | None = None
+    """The detector's ONNX file; its SHA-256 goes into run.json. Nothing is downloaded."""
+    landmarks: str | None = None
+    """A JSON file of five points per source_uri, for the detector `landmarks`."""
+    faces: Literal["main", "all"] = "main"
+    """Of several faces in a picture: the largest and most central, or each as a sample of its own (`#face=2`)."""
+    min_face_score: Fraction = 0.6
+    min_face_px: Count = 24
+    """Shorter side of the box; smaller faces are not taken."""
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 3
+    """Crops of one identity whose perceptual hashes differ in at most so many of 64 bits are one near_duplicate_set."""
+    max_bad_items: Fraction = 0.8
+    """Stop before training when more than this share of the items is neither a sample nor a duplicate."""
+    url_timeout_s: Positive = 60.0
+    url_max_bytes: Count = 2**40
+    """Of one tar or table read by URL."""
+    allow_private_addresses: bool = False
+    """Read http(s) URLs that lead to loopback, private or link-local addresses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every
 from pipeline.embed import features_of
 from pipeline.errors import BadInput
-from pipeline.ingest import examine
+from pipeline.examine import examine
 from pipeline.layout import RoundLayout
 from pipeline.models import load_backbone, pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
@@ -105,7 +105,7 @@ def _comparisons(
 
 
 def _bin_crop(content: bytes, name: str) -> bytes:
-    row, crop = examine(Item(name, "pair", bytes(content)), IngestConfig())
+    [(row, crop)] = examine(Item(name, "pair", bytes(content)), IngestConfig())
     if crop is None:
         raise BadInput(f"{name}: {row['status']}, {row['status_detail']}. Take the file from its source again.")
     return crop

@@ -3,31 +3,25 @@
 Plan (list the crawl) / part (one slice, one worker, one shard) / seal (duplicates over all shards, by DuckDB, which spills).
 """
 
-import hashlib
-import io
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from arcface_core.alignment import similarity_transform
 from pipeline import shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every, fetch
 from pipeline.errors import BadCrawl
+from pipeline.examine import examine
 from pipeline.fanout import fan_out
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
-from pipeline.sources import SOURCES, Item
+from pipeline.sources import SOURCES
 
-VERSION = 1
+VERSION = 2
 _PLAN = ".plan"
 
 
@@ -87,87 +81,18 @@ def ingest_slice(part: _Slice) -> int:
     stored: dict[str, tuple[int, int]] = {}
     with atomic(tar) as temporary, shards.ShardWriter(temporary) as shard:
         for item in SOURCES[part.source].read_slice(part.crawl, part.plan, part.number, part.config):
-            row, crop = examine(item, part.config)
-            row["shard"] = stem
-            if crop is not None and row["sample_id"] not in stored:
-                facts = shards.json_bytes({"identity": item.identity, "source_uri": item.source_uri})
-                offset = shard.add(row["sample_id"], {"jpg": crop, "json": facts})["jpg"]
-                stored[row["sample_id"]] = offset, len(crop)
-                row["crop_offset"], row["crop_size"] = offset, len(crop)
-            rows.append(row)
+            for row, crop in examine(item, part.config):
+                row["shard"] = stem
+                if crop is not None and row["sample_id"] not in stored:
+                    facts = shards.json_bytes({"identity": row["identity"], "source_uri": row["source_uri"]})
+                    offset = shard.add(row["sample_id"], {"jpg": crop, "json": facts})["jpg"]
+                    stored[row["sample_id"]] = offset, len(crop)
+                    row["crop_offset"], row["crop_size"] = offset, len(crop)
+                rows.append(row)
         samples = shard.samples
     facts_of_tar = shards.sidecar(tar, samples)
     shards.write_twin(tar.with_suffix(".parquet"), shards.table_of(rows, tables.ITEMS), facts_of_tar)
     return len(rows)
-
-
-def examine(item: Item, config: IngestConfig) -> tuple[dict[str, Any], bytes | None]:
-    """The item's row and, when its status is `ok`, the JPEG bytes of its 112 x 112 crop."""
-    row: dict[str, Any] = {"identity": item.identity, "source_uri": item.source_uri}
-    if item.content:
-        row["content_sha256"] = hashlib.sha256(item.content).hexdigest()
-        row["sample_id"] = shards.sample_id(item.identity, item.content)
-    if item.problem is not None:
-        row["status"], row["status_detail"] = item.problem
-        return row, None
-    if not item.content:
-        return row | {"status": "empty", "status_detail": "no bytes"}, None
-    status, detail, size, crop = _decode(item, config)
-    row |= {"status": status, "status_detail": detail}
-    if size is not None:
-        row["width_px"], row["height_px"] = size
-    return row, crop
-
-
-def _decode(item: Item, config: IngestConfig) -> tuple[str, str | None, tuple[int, int] | None, bytes | None]:
-    size = None
-    try:
-        with _quiet(), Image.open(io.BytesIO(item.content), formats=["JPEG", "PNG", "WEBP"]) as image:
-            size = image.size
-            if size[0] * size[1] > config.max_pixels:
-                return "bomb", f"{size[0]} x {size[1]} pixels, {config.max_pixels} allowed", size, None
-            if min(size) < config.min_side_px:
-                return "too_small", f"{size[0]} x {size[1]} pixels, {config.min_side_px} wanted", size, None
-            image.load()  # only a full load notices a file that ends early
-            crop, problem = _crop(image, item, config)
-            return ("ok", None, size, crop) if problem is None else ("not_aligned", problem, size, None)
-    except UnidentifiedImageError:
-        return "not_an_image", "no JPEG, PNG or WebP", None, None
-    except Image.DecompressionBombError as error:
-        return "bomb", str(error), size, None
-    except Exception as error:  # noqa: BLE001 - foreign decoders raise anything; each failure is a row
-        truncated = "truncated" in str(error) or "incomplete" in str(error)
-        return "truncated" if truncated else "undecodable", f"{type(error).__name__}: {error}"[:300], size, None
-
-
-def _quiet() -> "warnings.catch_warnings[None]":
-    """No warnings: on the size of a picture we decide ourselves, and a damaged EXIF block is no reason to lose it."""
-    return warnings.catch_warnings(action="ignore")
-
-
-def _crop(image: Image.Image, item: Item, config: IngestConfig) -> tuple[bytes | None, str | None]:
-    side = config.crop_px
-    if item.landmarks is not None:
-        try:
-            points = np.asarray(item.landmarks, dtype=np.float64).reshape(5, 2)
-            matrix = similarity_transform(points, size_px=side)
-        except (ValueError, TypeError) as error:
-            return None, f"landmarks: {error}"
-        pixels = cv2.warpAffine(np.asarray(image.convert("RGB")), matrix, (side, side), flags=cv2.INTER_AREA, borderValue=0)
-        return _encode(Image.fromarray(pixels), config), None
-    if image.width != image.height:
-        return None, f"{image.width} x {image.height} is no aligned crop, and no five landmarks stand beside it"
-    plain = image.format == "JPEG" and image.mode in {"RGB", "L"} and image.width == side and not image.getexif()
-    if plain:
-        return item.content, None
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    return _encode(upright if upright.width == side else upright.resize((side, side), Image.Resampling.LANCZOS), config), None
-
-
-def _encode(image: Image.Image, config: IngestConfig) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=config.jpeg_quality, subsampling=0)
-    return buffer.getvalue()
 
 
 def _seal(folder: Path, crawl: Path) -> Counts:

@@ -23,7 +23,7 @@ from pipeline import shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.embed import features_of, read_embeddings
 from pipeline.errors import BadInput
-from pipeline.ingest import examine
+from pipeline.examine import examine
 from pipeline.models import load_backbone, load_tensors, pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.sources.base import Item
@@ -109,7 +109,7 @@ def _embedded(sets: list[Path], train: Path, config: Config) -> _Protected:
     for path in sets:
         before = len(names)
         for name, content in _contents(path):
-            row, crop = examine(Item(name, "protected", content), IngestConfig())
+            [(row, crop)] = examine(Item(name, "protected", content), IngestConfig())
             if crop is None:
                 raise BadInput(f"{path}, {name}: {row['status']}, {row['status_detail']}. A protected set is of aligned, whole images.")
             digests[hashlib.sha256(content).hexdigest()] = len(names)

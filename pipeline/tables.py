@@ -8,20 +8,22 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SchemaMismatch
 
-VERSION = "2"
+VERSION = "3"
 
 STATUSES: dict[str, str] = {
     "ok": "decoded whole and stored as a crop",
     "duplicate": "the same bytes under the same identity as an earlier item (`duplicate_set` names the set)",
     "empty": "no bytes",
-    "not_an_image": "the bytes are no JPEG, PNG or WebP",
+    "unsupported_format": "the bytes are no picture of a format that is read (JPEG, PNG, WebP, GIF, BMP; AVIF and HEIC with the extra `heif`)",
     "truncated": "an image that ends early",
     "undecodable": "an image that is damaged otherwise",
     "bomb": "more pixels than `ingest.max_pixels`, or a decompression bomb",
     "too_small": "a side below `ingest.min_side_px`",
     "too_large": "more bytes than `ingest.max_item_bytes`",
-    "not_aligned": "neither a square crop nor five usable landmarks",
-    "no_identity": "nothing names the identity",
+    "no_face": "the detector found no face, or none that is large and sure enough",
+    "not_aligned": "neither a square crop nor five usable landmarks, and no detector was asked",
+    "bad_key": "a member's name that leads out of its archive, is absolute, empty, or has control characters",
+    "bad_identity": "nothing names the identity, or its name is empty or longer than 1,024 bytes",
     "unreadable": "the file could not be read, or is no regular file",
 }
 
@@ -42,26 +44,62 @@ def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
 
 
 _SAMPLE_ID = _field("sample_id", pa.string(), "hex hash of identity and bytes: stable across runs and re-crawls; null when unreadable")
-_IDENTITY = _field("identity", pa.string(), "the crawl's claimed name, verbatim, never renumbered", nullable=False)
+_IDENTITY = _field(
+    "identity", pa.string(), "the crawl's claimed name, verbatim but for Unicode form (NFC), never renumbered", nullable=False
+)
 _DEGREES = "degrees, 0..180"
 
 _ITEM_FIELDS = [
     _SAMPLE_ID,
     _IDENTITY,
-    _field("source_uri", pa.string(), "where the item stands in the crawl; unique", nullable=False),
+    _field(
+        "source_uri", pa.string(), "where the item stands in the crawl; unique. `#face=2` is the second face of its picture", nullable=False
+    ),
     _field("shard", pa.string(), "stem of the raw shard (tar and twin) that holds the item's row", nullable=False),
     _field("content_sha256", pa.string(), "SHA-256 of the item's bytes as crawled"),
     _field("width_px", pa.int32(), "width as crawled", unit="pixels"),
     _field("height_px", pa.int32(), "height as crawled", unit="pixels"),
     _field("status", pa.string(), "what ingest found: " + ", ".join(STATUSES), nullable=False),
     _field("status_detail", pa.string(), "the reason in words, for every status but `ok`"),
+    _field(
+        "note", pa.string(), "what was done to a picture that is well: `exif orientation`, `first of 12 frames`, `icc profile ignored`, ..."
+    ),
     _field("duplicate_set", pa.string(), "shared by items of equal bytes, within an identity and across; null when unique"),
+    _field(
+        "near_duplicate_set",
+        pa.string(),
+        "shared by samples of an identity that look the same by perceptual hash: sample_id of the best, the largest as crawled, then the sharpest",
+    ),
+    _field("source_url", pa.string(), "where the crawler says that it found the picture"),
+    _field("caption", pa.string(), "what stood beside the picture, as crawled"),
+    _field("face_number", pa.int16(), "number of the face in its picture, from 1, best first; null when no detector was asked"),
+    _field("face_score", pa.float32(), "how sure the detector is", unit="0..1", direction="higher is surer"),
+    _field("face_x_px", pa.float32(), "left edge of the face's box", unit="pixels of the upright picture"),
+    _field("face_y_px", pa.float32(), "upper edge", unit="pixels of the upright picture"),
+    _field("face_width_px", pa.float32(), "width of the box", unit="pixels of the upright picture"),
+    _field("face_height_px", pa.float32(), "height of the box", unit="pixels of the upright picture"),
+    _field(
+        "yaw_deg",
+        pa.float32(),
+        "estimate from the landmarks: 0 is frontal, positive is turned to the right edge of the picture",
+        unit="degrees, -90..90",
+    ),
+    _field("sharpness", pa.float32(), "variance of the Laplacian of the crop's luma, which is 0..255", direction="higher is sharper"),
+    _field("brightness", pa.float32(), "mean luma of the crop", unit="0..1", direction="higher is brighter"),
+    _field("is_gone", pa.bool_(), "true when the item was ingested earlier and is no longer in the crawl"),
 ]
 
 ITEMS = _schema(
     "items",
     [
         *_ITEM_FIELDS,
+        _field(
+            "landmarks_px",
+            pa.list_(pa.float32()),
+            "left eye, right eye, nose, left and right mouth corner: x, y of each",
+            unit="pixels of the upright picture",
+        ),
+        _field("perceptual_hash", pa.string(), "64 bits of the crop's coarse pattern, in hex; near pictures differ in few bits"),
         _field("crop_offset", pa.int64(), "where the crop's bytes begin in the raw tar; null when none is stored", unit="bytes"),
         _field("crop_size", pa.int32(), "length of the crop's bytes", unit="bytes"),
     ],

@@ -17,6 +17,9 @@ class Item:
     identity: str
     content: bytes = b""
     landmarks: Any = None
+    """Five points as the crawl gives them, unchecked."""
+    source_url: str | None = None
+    caption: str | None = None
     problem: tuple[str, str] | None = None
 
 

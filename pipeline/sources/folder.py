@@ -80,7 +80,7 @@ def _read(crawl: Path, path: bytes, config: IngestConfig) -> Item:
     except OSError as error:
         return Item(name, identity, problem=("unreadable", error.strerror or str(error)))
     if not identity:
-        return Item(name, identity, content, problem=("no_identity", "the file stands outside of any identity's folder"))
+        return Item(name, identity, content, problem=("bad_identity", "the file stands outside of any identity's folder"))
     return Item(name, identity, content)
 
 

@@ -59,7 +59,7 @@ def _item(found: TarItem, uri: str, config: IngestConfig) -> Item:
         return Item(uri, identity, problem=("too_large", f"more than {config.max_item_bytes} bytes"))
     if not identity:
         wanted = f"no {config.identity_key!r} in its .json, no .cls, no .txt"
-        return Item(uri, identity, found.content, problem=("no_identity", wanted))
+        return Item(uri, identity, found.content, problem=("bad_identity", wanted))
     return Item(uri, identity, found.content, landmarks=facts.get("landmarks"))
 
 

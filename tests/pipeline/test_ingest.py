@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline import ingest as ingest_module
 from pipeline.config import Config, IngestConfig
 from pipeline.errors import BadCrawl, BadShard
-from pipeline.ingest import examine, ingest
+from pipeline.examine import examine
+from pipeline.ingest import ingest
 from pipeline.shards import ShardWriter, check_shard, sample_id, shard_stems
 from pipeline.sources import Item
 from pipeline.synthetic import SyntheticCrawl, write_folder, write_shards
@@ -50,7 +51,7 @@ def test_every_item_has_one_row_and_hostile_ones_say_why(tiny_crawl: tuple[Path,
     rows = rows_of(tmp_path / "raw")
     planted = {row["item"]: row["kind"] for row in pq.read_table(truth).to_pylist()}
     assert sorted(row["source_uri"] for row in rows) == sorted(planted)
-    wanted = {"truncated": "truncated", "mislabelled": "not_an_image", "too_small": "too_small", "empty": "empty", "bomb": "bomb"}
+    wanted = {"truncated": "truncated", "mislabelled": "unsupported_format", "too_small": "too_small", "empty": "empty", "bomb": "bomb"}
     for row in rows:
         kind = planted[row["source_uri"]]
         if kind == "duplicate":
@@ -127,7 +128,7 @@ def test_pipes_links_and_loose_files_are_rows(tmp_path: Path) -> None:
     (crawl / "A" / "link.jpg").symlink_to("/etc/hostname")
     ingest(crawl, tmp_path / "raw", CONFIG)
     status = {row["source_uri"]: row["status"] for row in rows_of(tmp_path / "raw")}
-    assert status["A/pipe.jpg"] == status["A/link.jpg"] == "unreadable" and status["readme.txt"] == "no_identity"
+    assert status["A/pipe.jpg"] == status["A/link.jpg"] == "unreadable" and status["readme.txt"] == "bad_identity"
     assert status["A/deep/er/1.jpg"] == "ok"
 
 
@@ -139,7 +140,7 @@ def test_pipes_links_and_loose_files_are_rows(tmp_path: Path) -> None:
         (picture(1, form="WEBP"), None, "ok"),
         (picture(1, mode="L"), None, "ok"),
         (picture(1, mode="CMYK"), None, "ok"),
-        (picture(1, form="GIF"), None, "not_an_image"),
+        (picture(1, form="GIF"), None, "unsupported_format"),
         (picture(1, size=(200, 200)), None, "ok"),
         (picture(1, size=(200, 160)), None, "not_aligned"),
         (picture(1, size=(200, 160)), [[70, 60], [110, 60], [90, 80], [75, 105], [105, 105]], "ok"),
@@ -147,12 +148,12 @@ def test_pipes_links_and_loose_files_are_rows(tmp_path: Path) -> None:
         (picture(1, size=(200, 160)), "nonsense", "not_aligned"),
         (picture(1, size=(20, 20)), None, "too_small"),
         (picture(1)[:-200], None, "truncated"),
-        (b"<html>", None, "not_an_image"),
+        (b"<html>", None, "unsupported_format"),
         (b"", None, "empty"),
     ],
 )
 def test_one_item(content: bytes, landmarks: Any, status: str) -> None:
-    row, crop = examine(Item("a/b", "a", content, landmarks), IngestConfig())
+    [(row, crop)] = examine(Item("a/b", "a", content, landmarks), IngestConfig())
     assert row["status"] == status, row
     assert (crop is not None) == (status == "ok")
     if crop is not None:
@@ -168,7 +169,7 @@ def test_landmarks_bring_the_eyes_to_the_template() -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     nose, mouth = (119, 106), [(93, 142), (143, 145)]
-    _, crop = examine(Item("a/b", "a", buffer.getvalue(), [*eyes, nose, *mouth]), IngestConfig())
+    [(_, crop)] = examine(Item("a/b", "a", buffer.getvalue(), [*eyes, nose, *mouth]), IngestConfig())
     assert crop is not None
     with Image.open(io.BytesIO(crop)) as image:
         bright = np.asarray(image.convert("L"), float)
@@ -196,7 +197,7 @@ def test_damaged_tars_are_rows_and_nothing_is_run(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "raw")
     damage = {row["source_uri"] for row in rows if row["status"] == "unreadable"}
     assert damage == {"cut.tar#damage", "html.tar#damage"}
-    assert {row["status"] for row in rows if row["source_uri"].startswith("evil.tar")} == {"no_identity"}
+    assert {row["status"] for row in rows if row["source_uri"].startswith("evil.tar")} == {"bad_identity"}
     assert not list(tmp_path.rglob("pwned")) and not (tmp_path.parent / "evil.jpg").exists()
 
 

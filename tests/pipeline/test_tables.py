@@ -20,7 +20,8 @@ def test_every_column_says_what_it_is_and_every_score_which_way_is_better() -> N
         for field in schema:
             assert field.metadata[b"about"], field.name
             if pa.types.is_floating(field.type) and field.name not in {"low", "high"}:
-                assert field.metadata[b"direction"], f"{field.name} is a score without a direction"
+                is_place = field.metadata[b"unit"].startswith(b"pixels") or b"-90" in field.metadata[b"unit"]
+                assert field.metadata[b"direction"] or is_place, f"{field.name} is a score without a direction"
 
 
 def test_tables_of_others_and_of_other_versions_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import shards, tables
+from pipeline import forgotten, shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every, fetch
 from pipeline.errors import BadCrawl
@@ -79,10 +79,11 @@ def ingest_slice(part: _Slice) -> int:
     tar = part.folder / f"{stem}.tar"
     rows: list[dict[str, Any]] = []
     stored: dict[str, tuple[int, int]] = {}
+    gone = forgotten.read(part.folder.parent)
     with atomic(tar) as temporary, shards.ShardWriter(temporary) as shard:
         for item in SOURCES[part.source].read_slice(part.crawl, part.plan, part.number, part.config):
-            for row, crop in examine(item, part.config):
-                row["shard"] = stem
+            for found, crop in gone.instead(item) or examine(item, part.config):
+                row = gone.scrub(found) | {"shard": stem}
                 if crop is not None and row["sample_id"] not in stored:
                     facts = shards.json_bytes({"identity": row["identity"], "source_uri": row["source_uri"]})
                     offset = shard.add(row["sample_id"], {"jpg": crop, "json": facts})["jpg"]

@@ -61,8 +61,13 @@ class RunLayout:
 
     @property
     def decisions(self) -> Path:
-        """A Parquet file per act of a person (`tables.DECISIONS`), never rewritten."""
+        """A Parquet file per act of a person (`tables.DECISIONS`), never rewritten but by `forget`."""
         return self.root / "decisions"
+
+    @property
+    def forgotten(self) -> Path:
+        """A Parquet file of keyed hashes per act of forgetting (`tables.FORGOTTEN`), `key`, and `pending.json` while an act is not finished."""
+        return self.root / "forgotten"
 
     @property
     def clean(self) -> Path:

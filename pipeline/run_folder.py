@@ -21,17 +21,18 @@ _LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claimed(crawl: Path, run: RunLayout) -> Iterator[None]:
-    """Holds the run folder for this process, made if it is not there.
+def claimed(crawl: Path, run: RunLayout, *, to_forget: bool = False) -> Iterator[None]:
+    """Holds the run folder for this process, made if it is not there. A folder with nothing but a log of the forgotten is a new run.
 
-    Raises StaleInput: when it belongs to another crawl, when it is no run folder and not empty, when another process works in it.
+    Raises StaleInput: when it belongs to another crawl, when it is no run folder and not empty, when another process works in it, and when a
+    `forget` was stopped half way, except `to_forget`.
     """
     if run.root.exists() and not run.root.is_dir():
         raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
     owner = _owner(run)
     if owner is not None and owner != str(crawl.resolve()):
         raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
-    if owner is None and run.root.is_dir() and any(path.name != _LOCK for path in run.root.iterdir()):
+    if owner is None and run.root.is_dir() and any(path not in {run.root / _LOCK, run.forgotten} for path in run.root.iterdir()):
         raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
     run.root.mkdir(parents=True, exist_ok=True)
     with (run.root / _LOCK).open("w") as lock:
@@ -39,9 +40,17 @@ def claimed(crawl: Path, run: RunLayout) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StaleInput(f"Another process works in {run.root}. Wait for it to end, or give another run folder.") from error
+        if not to_forget:
+            require_whole(run)
         if owner is None:
             write_json(run.run_json, {"crawl": str(crawl.resolve()), "finished": False})
         yield
+
+
+def require_whole(run: RunLayout) -> None:
+    """Raise StaleInput when a `forget` was stopped half way: some tables speak of what others do not have any more."""
+    if (run.forgotten / "pending.json").exists():
+        raise StaleInput(f"A `purify forget` in {run.root} was stopped half way, or goes on. To finish it: purify forget {run.root} --yes")
 
 
 def _owner(run: RunLayout) -> str | None:

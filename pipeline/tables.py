@@ -25,6 +25,7 @@ STATUSES: dict[str, str] = {
     "bad_key": "a member's name that leads out of its archive, is absolute, empty, or has control characters",
     "bad_identity": "nothing names the identity, or its name is empty or longer than 1,024 bytes",
     "unreadable": "the file could not be read, or is no regular file",
+    "forgotten": "removed by `purify forget`: no pixels, no name, and a keyed hash for a source_uri",
 }
 
 VERDICTS: dict[str, str] = {
@@ -88,6 +89,9 @@ _ITEM_FIELDS = [
     _field("brightness", pa.float32(), "mean luma of the crop", unit="0..1", direction="higher is brighter"),
     _field("is_gone", pa.bool_(), "true when the item was ingested earlier and is no longer in the crawl"),
 ]
+
+FREE_TEXTS = ("status_detail", "note", "source_url", "caption")
+"""Columns of an item in which anything may stand, other people's names too."""
 
 ITEMS = _schema(
     "items",
@@ -277,6 +281,25 @@ CLEAN = _schema(
     ],
 )
 
+FORGOTTEN = _schema(
+    "forgotten",
+    [
+        _field("act", pa.string(), "one call of `purify forget`; rising with time", nullable=False),
+        _field(
+            "kind",
+            pa.string(),
+            "what was hashed. `identity`: a name. `words`: the same as it stands in texts. `content`: the SHA-256 of bytes as crawled. "
+            "`sample`: a sample_id",
+            nullable=False,
+        ),
+        _field("hash", pa.string(), "HMAC-SHA-256 of kind and value with the key in RUN/forgotten/key, in hex", nullable=False),
+        _field("items", pa.int64(), "items of the run that it took; of an identity, those under the name"),
+        _field("words", pa.int16(), "of `words`: how many"),
+        _field("forgotten_at", pa.timestamp("us", tz="UTC"), "when", nullable=False),
+        _field("forgotten_by", pa.string(), "the account that did it", nullable=False),
+    ],
+)
+
 METRICS = _schema(
     "metrics",
     [
@@ -331,7 +354,8 @@ RUN/
                     noise/centers.safetensors
   manifest/         part-*.parquet: one row per crawl item
   protected/        contamination.parquet, when `protect.sets` names evaluation sets
-  decisions/        a Parquet file per act of a person, never rewritten
+  decisions/        a Parquet file per act of a person, never rewritten but by `purify forget`
+  forgotten/        a Parquet file of keyed hashes per `purify forget`, and their key
   clean/            clean-000000.tar, its twin ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
   evaluation/       metrics.parquet, roc.parquet
   audit/            index.html and images/: opens from disk, without a network
@@ -363,6 +387,7 @@ def page() -> str:
         NOISE,
         PROPOSALS,
         DECISIONS,
+        FORGOTTEN,
         CONTAMINATION,
         CLEAN,
         CLASSES,

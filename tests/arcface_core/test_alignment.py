@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from arcface_core.alignment import TEMPLATE_112, alignment_error_px, similarity_transform
+from arcface_core.alignment import NOSE_DEPTH, TEMPLATE_112, alignment_error_px, shrinkage, similarity_transform, supersampled, yaw_deg
 
 PROFILE = np.array([[40.0, 50.0], [44.0, 52.0], [60.0, 70.0], [42.0, 90.0], [46.0, 91.0]])
 
@@ -123,3 +123,60 @@ def test_bad_sizes_and_matrices_are_refused() -> None:
         similarity_transform(TEMPLATE_112, size_px=0)
     with pytest.raises(ValueError, match=r"\[2, 3\] and finite"):
         alignment_error_px(TEMPLATE_112, np.eye(3))
+
+
+HEAD = np.array([[-1.0, -1.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, NOSE_DEPTH], [-0.83, 1.0, 0.0], [0.83, 1.0, 0.0]])
+"""Five points of a head before us: x right, y down, z towards us, in half distances between the eyes."""
+
+
+def seen(yaw: float, *, pitch: float = 0.0, roll: float = 0.0, distance: float = math.inf) -> NDArray[np.float64]:
+    """The head turned to the right edge of the picture by `yaw`, nodding by `pitch`, tilted by `roll`, from `distance`, 60 px a unit."""
+    y, p, r = (math.radians(angle) for angle in (yaw, pitch, roll))
+    nod = np.array([[1, 0, 0], [0, math.cos(p), math.sin(p)], [0, -math.sin(p), math.cos(p)]])
+    turn = np.array([[math.cos(y), 0, math.sin(y)], [0, 1, 0], [-math.sin(y), 0, math.cos(y)]])
+    points = HEAD @ (turn @ nod).T
+    flat = points[:, :2] if math.isinf(distance) else points[:, :2] * (distance / (distance - points[:, 2:]))
+    return moved(flat, math.degrees(r), 60.0, (300.0, 200.0))
+
+
+@given(st.floats(-85, 85), st.floats(-180, 180))
+def test_a_turned_head_seen_from_afar_gives_its_yaw_back_however_tilted(yaw: float, roll: float) -> None:
+    assert yaw_deg(seen(yaw, roll=roll)) == pytest.approx(yaw, abs=1e-6)
+
+
+def test_nodding_and_nearness_cost_a_few_degrees() -> None:
+    for yaw in (-60, -30, -10, 0, 10, 30, 60):
+        assert yaw_deg(seen(yaw, pitch=20)) == pytest.approx(yaw, abs=3)
+        assert yaw_deg(seen(yaw, pitch=-20)) == pytest.approx(yaw, abs=3)
+        assert yaw_deg(seen(yaw, distance=15)) == pytest.approx(yaw, abs=6), "from a meter or so"
+
+
+def test_the_sign_of_yaw_is_the_side_of_the_picture_that_the_nose_points_to() -> None:
+    right = TEMPLATE_112 + np.array([[0, 0], [0, 0], [8.0, 0], [0, 0], [0, 0]])
+    assert 15 < yaw_deg(right) < 45 and yaw_deg(TEMPLATE_112) == pytest.approx(0, abs=2)
+    flipped = (np.array([111.0, 0]) + right * np.array([-1.0, 1.0]))[[1, 0, 2, 4, 3]]
+    assert yaw_deg(flipped) == pytest.approx(-yaw_deg(right))
+
+
+def test_yaw_stays_within_its_range_for_any_five_points() -> None:
+    assert yaw_deg(TEMPLATE_112[[1, 0, 2, 4, 3]]) in {-90.0, 0.0, 90.0}, "a mirrored order is no face"
+    assert yaw_deg(np.zeros((5, 2))) == 0.0
+    for points in np.random.default_rng(0).normal(0, 100, (500, 5, 2)):
+        assert -90 <= yaw_deg(points) <= 90
+    with pytest.raises(ValueError, match="five points"):
+        yaw_deg(TEMPLATE_112[:4])
+
+
+def test_shrinkage_is_pixels_of_the_picture_per_pixel_of_the_crop() -> None:
+    assert shrinkage(similarity_transform(moved(TEMPLATE_112, 33, 7.5, (3, -9)))) == pytest.approx(7.5)
+    for bad in (np.eye(3), np.zeros((2, 3)), np.array([[1.0, 0, 0], [0, -1.0, 0]])):
+        with pytest.raises(ValueError, match="positive determinant"):
+            shrinkage(bad)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 8])
+def test_a_supersampled_pixel_has_its_mean_where_the_pixel_was(factor: int) -> None:
+    matrix = similarity_transform(moved(TEMPLATE_112, 20, 2.0, (40, 10)))
+    point = np.array([123.0, 77.0])
+    fine = supersampled(matrix, factor) @ [*point, 1]
+    assert (fine - (factor - 1) / 2) / factor == pytest.approx(matrix @ [*point, 1])

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import questions
+from flows import questions, upkeep
 from pipeline.config import Config, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 
@@ -25,6 +25,7 @@ app = App(
     help_epilogue="Try it:  purify demo        Your crawl:  purify run CRAWL RUN --preset cpu        Ask:  purify report RUN",
 )
 questions.add_to(app)
+upkeep.add_to(app)
 _out = Console()
 _Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
 Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]

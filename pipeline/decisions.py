@@ -21,6 +21,7 @@ from pipeline.duck import every, fetch
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.receipts import atomic
+from pipeline.run_folder import require_whole
 
 VERDICTS = ("keep", "drop", "relabel")
 _UNDO = "undo"
@@ -140,6 +141,7 @@ def _require_samples(run: Path, samples: list[str]) -> None:
 
 
 def _append(run: Path, rows: list[dict[str, Any]], by: str) -> int:
+    require_whole(RunLayout(run))
     folder = RunLayout(run).decisions
     folder.mkdir(parents=True, exist_ok=True)
     # Two people may decide in the same second; nobody's act sorts before one that stood already.

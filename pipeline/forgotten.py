@@ -150,10 +150,10 @@ def _without(words: list[str], own: list[str]) -> list[str | None]:
 
 
 def read(run: Path) -> Forgotten:
-    """What the log of a run holds; empty where there is none. Raises BadInput when there is a log and its key is gone."""
+    """What the log of a run holds; empty where there is none (with the key, where that is there). Raises BadInput when there is a log and its key is gone."""
     folder = RunLayout(run).forgotten
     files = sorted(folder.glob("*.parquet"))
-    if not files:
+    if not files and not (folder / "key").exists():
         return Forgotten()
     try:
         key = (folder / "key").read_bytes()
@@ -164,8 +164,7 @@ def read(run: Path) -> Forgotten:
         ) from error
     for file in files:
         tables.check(file, tables.FORGOTTEN)
-    log = pa.concat_tables([pq.read_table(file, columns=["hash", "words"]) for file in files])
-    return Forgotten(key, frozenset(log["hash"].to_pylist()), max((number or 0 for number in log["words"].to_pylist()), default=0))
+    return added(Forgotten(key), [row for file in files for row in pq.read_table(file, columns=["hash", "words"]).to_pylist()])
 
 
 def rows_of(wish: Wish, forgotten: Forgotten) -> list[dict[str, Any]]:
@@ -193,18 +192,29 @@ def new_key() -> bytes:
     return secrets.token_bytes(_KEY_BYTES)
 
 
-def append(run: Path, forgotten: Forgotten, rows: list[dict[str, Any]], *, by: str | None) -> None:
-    """Add a file of rows to the log, with who (the name of the account by default) and when; writes the key first when it is not there."""
-    folder = RunLayout(run).forgotten
-    folder.mkdir(exist_ok=True)
-    if not (folder / "key").exists():
-        with atomic(folder / "key") as temporary, temporary.open("xb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(forgotten.key)
-            file.flush()
-            os.fsync(file.fileno())
+def keep_key(run: Path, forgotten: Forgotten) -> None:
+    """Write the key of a run's first log, readable by its owner only."""
+    path = RunLayout(run).forgotten / "key"
+    if path.exists():
+        return
+    with atomic(path) as temporary, temporary.open("xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(forgotten.key)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append(run: Path, rows: list[dict[str, Any]], *, by: str | None) -> None:
+    """Add a file of rows to the log, with when, and who: the name of the account by default."""
     now = datetime.now(UTC)
     act = f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
-    who = {"act": act, "forgotten_at": now, "forgotten_by": by or getpass.getuser()}
-    with atomic(folder / f"{act}.parquet") as temporary:
+    who = {"act": act, "forgotten_at": now, "forgotten_by": by or _account()}
+    with atomic(RunLayout(run).forgotten / f"{act}.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist([who | row for row in rows], schema=tables.FORGOTTEN), temporary, compression="zstd")
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as in containers
+        return f"uid {os.getuid()}"

@@ -18,6 +18,7 @@ from pipeline import tables
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.resources import data_folder
+from pipeline.run_folder import require_whole
 
 _ROUND = pa.field("round", pa.int16())
 
@@ -42,8 +43,10 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     decisions   what people decided, undone or not
     contamination  what stands in a protected set too
     metrics     the evaluation
-    Raises BadInput when the run has no manifest yet, SchemaMismatch when it was written by another version.
+    Raises BadInput when the run has no manifest yet, SchemaMismatch when it was written by another version, StaleInput while a
+    `purify forget` is not finished.
     """
+    require_whole(RunLayout(run))
     if not any(RunLayout(run).manifest.glob("*.parquet")):
         raise BadInput(f"{run} has no manifest yet. Make one with `purify run CRAWL {run}`, or give the folder of a finished run.")
     connection = duckdb.connect(":memory:")

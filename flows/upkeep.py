@@ -1,0 +1,75 @@
+"""The command that changes what a run has: `forget`. It needs neither Prefect nor torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+_out = Console()
+
+
+def add_to(app: App) -> None:
+    """Put these commands into the program."""
+    app.command(forget)
+
+
+def forget(
+    run: Path,
+    *,
+    identity: Annotated[list[str] | None, Parameter(negative="", help="A name, as the crawl gives it. May be repeated.")] = None,
+    sha256: Annotated[list[str] | None, Parameter(negative="", help="SHA-256 of a picture's bytes as crawled. May be repeated.")] = None,
+    sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id. May be repeated.")] = None,
+    by: Annotated[str | None, Parameter(help="Who does it, for the log; the account's name when left out.")] = None,
+    retrain: Annotated[
+        bool, Parameter(negative="", help="Remove the rounds, the manifest and the clean shards too: the next `purify run` trains anew.")
+    ] = False,
+    yes: Annotated[bool, Parameter(negative="", help="Do it. Without, it is only said what would be done.")] = False,
+) -> None:
+    """Remove a person or a picture from a run: pixels, embeddings, names, captions, URLs. It cannot be undone; docs/privacy.md says what stays.
+
+    Parameters
+    ----------
+    run:
+        A run folder.
+    """
+    from pipeline.forget import forget as remove
+
+    found = remove(run, identities=identity or [], contents=sha256 or [], samples=sample or [], by=by, retrain=retrain, yes=yes)
+    if found.finished_earlier:
+        _say("An earlier call that had been stopped half way is finished.")
+    if not (identity or sha256 or sample):
+        return
+    if not found.items and not found.files:
+        _say("All of it is forgotten already.")
+    table = Table("" if yes else "would be removed", "", show_header=not yes, box=None)
+    rows = {"items of the crawl": found.items, "of these usable samples": found.samples, "of these under other names": found.elsewhere}
+    rows |= {"crops in tars": found.crops, "decisions of people": found.decisions}
+    rows |= {"rows of others that name them": found.others, "half-made folders, and the audit page": found.folders}
+    rows |= {f"files to write anew: {what}": count for what, count in found.files.items()}
+    for what, count in rows.items():
+        table.add_row(what, f"{count:,}")
+    _out.print(table)
+    if found.alike:
+        _say(
+            f"{found.alike} other names differ from these only in case, accents or what parts the words, and stay. Name them too if they are meant."
+        )
+    if found.near_duplicates:
+        _say(f"{found.near_duplicates} samples that look the same as one of these stay. Name them with --sample if they are meant.")
+    if found.trained and not retrain:
+        _say(
+            f"The backbones of {found.trained} rounds were trained on these pictures, and their weights cannot be edited. To be rid of that too, "
+            "give --retrain: the rounds and what follows from them are removed, and the next `purify run` makes them without these pictures."
+        )
+    if not yes:
+        _say("Nothing was changed. The same command with --yes does it, and it cannot be undone.")
+        return
+    _say(
+        f"Done. Not ours to change: the crawl itself, copies of {run / 'clean'}, review folders of `purify sample-review`, exports of queries, backups. "
+        f"{'The rest' if retrain else 'The audit page'} is made anew by `{f'purify run CRAWL {run}' if retrain else f'purify export {run}'}`."
+    )
+
+
+def _say(text: str) -> None:
+    _out.print(text, highlight=False, markup=False, soft_wrap=True)

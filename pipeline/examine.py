@@ -1,29 +1,30 @@
-"""One item of a crawl: its row, and its crop when it is whole."""
+"""One item of a crawl: its row, and its crop when it is whole. With several faces taken, a row and a crop for each."""
 
 import hashlib
-import io
-import warnings
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
 
-from arcface_core.alignment import similarity_transform
+from arcface_core.alignment import yaw_deg
 from pipeline import shards
 from pipeline.config import IngestConfig
+from pipeline.faces import Face, detector, ranked
+from pipeline.measures import Pixels, measure
+from pipeline.pictures import Picture, Refused, decode
 from pipeline.sources import Item
+from pipeline.warp import aligned
 
 Finding = tuple[dict[str, Any], bytes | None]
 """A row of the items table, and the JPEG bytes of its 112 x 112 crop when its status is `ok`."""
 
 
 def examine(item: Item, config: IngestConfig) -> list[Finding]:
-    """What the item holds: one finding, or one per face when `config.faces` is `all`. Never none."""
-    return [_examine(item, config)]
+    """What the item holds: one finding, or one per face when `config.faces` is `all`. Never none, and never an exception for a bad picture.
 
-
-def _examine(item: Item, config: IngestConfig) -> Finding:
+    The first face has the item's `source_uri` and `sample_id`; the n-th has `#face=n` behind the one, and n in the other.
+    """
     row: dict[str, Any] = {
         "identity": item.identity,
         "source_uri": item.source_uri,
@@ -34,64 +35,86 @@ def _examine(item: Item, config: IngestConfig) -> Finding:
     if item.content:
         row["content_sha256"] = hashlib.sha256(item.content).hexdigest()
         row["sample_id"] = shards.sample_id(item.identity, item.content)
-    if item.problem is not None:
-        row["status"], row["status_detail"] = item.problem
-        return row, None
-    if not item.content:
-        return row | {"status": "empty", "status_detail": "no bytes"}, None
-    status, detail, size, crop = _decode(item, config)
-    row |= {"status": status, "status_detail": detail}
-    if size is not None:
-        row["width_px"], row["height_px"] = size
-    return row, crop
-
-
-def _decode(item: Item, config: IngestConfig) -> tuple[str, str | None, tuple[int, int] | None, bytes | None]:
-    size = None
     try:
-        with _quiet(), Image.open(io.BytesIO(item.content), formats=["JPEG", "PNG", "WEBP"]) as image:
-            size = image.size
-            if size[0] * size[1] > config.max_pixels:
-                return "bomb", f"{size[0]} x {size[1]} pixels, {config.max_pixels} allowed", size, None
-            if min(size) < config.min_side_px:
-                return "too_small", f"{size[0]} x {size[1]} pixels, {config.min_side_px} wanted", size, None
-            image.load()  # only a full load notices a file that ends early
-            crop, problem = _crop(image, item, config)
-            return ("ok", None, size, crop) if problem is None else ("not_aligned", problem, size, None)
-    except UnidentifiedImageError:
-        return "unsupported_format", "no JPEG, PNG or WebP", None, None
-    except Image.DecompressionBombError as error:
-        return "bomb", str(error), size, None
-    except Exception as error:  # noqa: BLE001 - foreign decoders raise anything; each failure is a row
-        truncated = "truncated" in str(error) or "incomplete" in str(error)
-        return "truncated" if truncated else "undecodable", f"{type(error).__name__}: {error}"[:300], size, None
+        if item.problem is not None:
+            raise Refused(*item.problem)
+        picture = decode(item.content, config)
+        row["width_px"], row["height_px"] = picture.size
+        row["note"] = "; ".join(picture.notes) or None
+        return _samples(item, row, picture, config)
+    except Refused as refused:
+        row["status"], row["status_detail"] = refused.status, refused.detail
+        if refused.size is not None:
+            row["width_px"], row["height_px"] = refused.size
+        return [(row, None)]
 
 
-def _quiet() -> "warnings.catch_warnings[None]":
-    """No warnings: on the size of a picture we decide ourselves, and a damaged EXIF block is no reason to lose it."""
-    return warnings.catch_warnings(action="ignore")
-
-
-def _crop(image: Image.Image, item: Item, config: IngestConfig) -> tuple[bytes | None, str | None]:
-    side = config.crop_px
-    if item.landmarks is not None:
+def _samples(item: Item, row: dict[str, Any], picture: Picture, config: IngestConfig) -> list[Finding]:
+    is_asked = config.detector != "none"
+    try:
+        found = detector(config)(picture.pixels, item)
+    except ValueError as error:
+        raise Refused("not_aligned", f"landmarks: {error}") from error
+    except cv2.error as error:
+        raise Refused("no_face", f"the detector failed: {' '.join(str(error).split())[:200]}") from error
+    if not found and not is_asked:
+        crop, pixels = _crop_as_is(picture, config)
+        return [(row | {"status": "ok"} | _measured(pixels), crop)]
+    faces = ranked(found, (picture.pixels.shape[1], picture.pixels.shape[0]), config) if is_asked else found
+    if not faces:
+        least = f"a score of {config.min_face_score:g} and a side of {config.min_face_px} px"
+        raise Refused("no_face", f"{len(found)} faces found, none with {least}" if found else "no face found")
+    findings: list[Finding] = []
+    for number, face in enumerate(faces if config.faces == "all" else faces[:1], start=1):
+        facts = row | (_numbered(item, row, number) if is_asked else {})
         try:
-            points = np.asarray(item.landmarks, dtype=np.float64).reshape(5, 2)
-            matrix = similarity_transform(points, size_px=side)
-        except (ValueError, TypeError) as error:
-            return None, f"landmarks: {error}"
-        pixels = cv2.warpAffine(np.asarray(image.convert("RGB")), matrix, (side, side), flags=cv2.INTER_AREA, borderValue=0)
-        return _encode(Image.fromarray(pixels), config), None
-    if image.width != image.height:
-        return None, f"{image.width} x {image.height} is no aligned crop, and no five landmarks stand beside it"
-    plain = image.format == "JPEG" and image.mode in {"RGB", "L"} and image.width == side and not image.getexif()
-    if plain:
-        return item.content, None
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    return _encode(upright if upright.width == side else upright.resize((side, side), Image.Resampling.LANCZOS), config), None
+            pixels = aligned(picture.pixels, face.landmarks_px, config.crop_px)
+        except ValueError as error:
+            findings.append((facts | {"status": "no_face" if is_asked else "not_aligned", "status_detail": f"landmarks: {error}"}, None))
+        else:
+            findings.append((facts | _described(face) | {"status": "ok"} | _measured(pixels), _encoded(pixels, config)))
+    return findings
 
 
-def _encode(image: Image.Image, config: IngestConfig) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=config.jpeg_quality, subsampling=0)
-    return buffer.getvalue()
+def _crop_as_is(picture: Picture, config: IngestConfig) -> tuple[bytes, Pixels]:
+    """The picture as a crop: its own bytes when nothing changes."""
+    side, (height, width) = config.crop_px, picture.pixels.shape[:2]
+    if width != height:
+        raise Refused(
+            "not_aligned", f"{width} x {height} is no aligned crop, and no five landmarks stand beside it. For photos: --detector"
+        )
+    if width == side:
+        return picture.jpeg or _encoded(picture.pixels, config), picture.pixels
+    way = cv2.INTER_AREA if width > side else cv2.INTER_CUBIC
+    pixels = np.asarray(cv2.resize(picture.pixels, (side, side), interpolation=way), np.uint8)
+    return _encoded(pixels, config), pixels
+
+
+def _numbered(item: Item, row: dict[str, Any], number: int) -> dict[str, Any]:
+    if number == 1:
+        return {"face_number": 1}
+    name = shards.sample_id(item.identity, item.content, face=number)
+    return {"face_number": number, "source_uri": f"{row['source_uri']}#face={number}", "sample_id": name}
+
+
+def _described(face: Face) -> dict[str, Any]:
+    x, y, width, height = face.box or (None, None, None, None)
+    return {
+        "face_score": face.score,
+        "face_x_px": x,
+        "face_y_px": y,
+        "face_width_px": width,
+        "face_height_px": height,
+        "landmarks_px": face.landmarks_px.ravel().tolist(),
+        "yaw_deg": yaw_deg(face.landmarks_px),
+    }
+
+
+def _measured(pixels: Pixels) -> dict[str, Any]:
+    found = measure(pixels)
+    return {"sharpness": found.sharpness, "brightness": found.brightness, "perceptual_hash": found.perceptual_hash}
+
+
+def _encoded(pixels: Pixels, config: IngestConfig) -> bytes:
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), config.jpeg_quality, colorspace="RGB", colorsubsampling="444")
+    return content

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import forgotten, shards, tables
+from pipeline import faces, forgotten, shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every, fetch
 from pipeline.errors import BadCrawl
@@ -31,12 +31,13 @@ def ingest(crawl: Path, out: Path, config: Config, *, progress: Progress | None 
     Raises BadCrawl: when the crawl is not there, is empty, or has fewer than two identities with a usable sample.
     """
     source = recognise(crawl)
+    detector_files = faces.inputs(config.ingest)  # and a detector that does not work is found out here
     planning = out.parent / ".planning"
     planning.mkdir(parents=True, exist_ok=True)
     listing = SOURCES[source].list_slices(crawl, planning, config.ingest)
     if listing.items == 0:
         raise BadCrawl(f"{crawl} is empty. A crawl is a folder per identity, or WebDataset tars.")
-    mark = fingerprint("ingest", VERSION, as_dict(config.ingest), crawl=listing.digest)
+    mark = fingerprint("ingest", VERSION, as_dict(config.ingest), crawl=listing.digest, **detector_files)
 
     def work(folder: Path) -> Counts:
         require_space(folder, listing.total_bytes // 2)
@@ -46,7 +47,7 @@ def ingest(crawl: Path, out: Path, config: Config, *, progress: Progress | None 
             if not (folder / f"raw-{number:06d}.parquet").exists()
         ]
         fan_out(ingest_slice, todo, workers=config.workers, progress=progress)
-        return _seal(folder, crawl)
+        return _seal(folder, crawl) | {f"{name}_sha256": digest for name, digest in detector_files.items()}
 
     receipt = run_stage(out, stage="ingest", mark=mark, work=work)
     shutil.rmtree(planning)
@@ -104,11 +105,12 @@ def _seal(folder: Path, crawl: Path) -> Counts:
         db.execute(
             """
             CREATE TABLE marks AS
-            SELECT shard, source_uri, left(content_sha256, 16) AS duplicate_set,
-                   row_number() OVER (PARTITION BY content_sha256, identity ORDER BY crop_offset IS NULL, shard, crop_offset, source_uri) > 1
+            SELECT shard, source_uri,
+                   left(content_sha256, 16) || CASE WHEN face_number > 1 THEN '#' || face_number ELSE '' END AS duplicate_set,
+                   row_number() OVER (PARTITION BY content_sha256, identity, face_number ORDER BY crop_offset IS NULL, shard, crop_offset, source_uri) > 1
                    AS is_repeat
             FROM items WHERE status IN ('ok', 'duplicate')
-            QUALIFY count(*) OVER (PARTITION BY content_sha256) > 1
+            QUALIFY count(*) OVER (PARTITION BY content_sha256, face_number) > 1
             """
         )
         for (stem,) in db.execute("SELECT DISTINCT shard FROM marks ORDER BY shard").fetchall():

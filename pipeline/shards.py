@@ -31,10 +31,11 @@ _KEY = re.compile(r"[0-9a-f]{8,64}")
 Image = NDArray[np.uint8]
 
 
-def sample_id(identity: str, content: bytes) -> str:
-    """32 hex digits of identity and bytes: no dot, at which WebDataset would cut, no slash, and the same in every re-crawl."""
+def sample_id(identity: str, content: bytes, *, face: int = 1) -> str:
+    """32 hex digits of identity, bytes and number of the face: no dot, at which WebDataset would cut, no slash, the same in every re-crawl."""
     name = identity.encode("utf-8", "surrogateescape")
-    return hashlib.sha256(len(name).to_bytes(4, "big") + name + content).hexdigest()[:32]
+    number = b"" if face == 1 else f"#face={face}".encode()  # no name is so long that its length would read like this
+    return hashlib.sha256(number + len(name).to_bytes(4, "big") + name + content).hexdigest()[:32]
 
 
 class ShardWriter:

@@ -18,10 +18,8 @@ from PIL import Image
 from pipeline import ingest as ingest_module
 from pipeline.config import Config, IngestConfig
 from pipeline.errors import BadCrawl, BadShard
-from pipeline.examine import examine
 from pipeline.ingest import ingest
 from pipeline.shards import ShardWriter, check_shard, sample_id, shard_stems
-from pipeline.sources import Item
 from pipeline.synthetic import SyntheticCrawl, write_folder, write_shards
 
 CONFIG = Config(workers=1, ingest=IngestConfig(samples_per_shard=20))
@@ -130,51 +128,6 @@ def test_pipes_links_and_loose_files_are_rows(tmp_path: Path) -> None:
     status = {row["source_uri"]: row["status"] for row in rows_of(tmp_path / "raw")}
     assert status["A/pipe.jpg"] == status["A/link.jpg"] == "unreadable" and status["readme.txt"] == "bad_identity"
     assert status["A/deep/er/1.jpg"] == "ok"
-
-
-@pytest.mark.parametrize(
-    ("content", "landmarks", "status"),
-    [
-        (picture(1), None, "ok"),
-        (picture(1, form="PNG", mode="RGBA"), None, "ok"),
-        (picture(1, form="WEBP"), None, "ok"),
-        (picture(1, mode="L"), None, "ok"),
-        (picture(1, mode="CMYK"), None, "ok"),
-        (picture(1, form="GIF"), None, "unsupported_format"),
-        (picture(1, size=(200, 200)), None, "ok"),
-        (picture(1, size=(200, 160)), None, "not_aligned"),
-        (picture(1, size=(200, 160)), [[70, 60], [110, 60], [90, 80], [75, 105], [105, 105]], "ok"),
-        (picture(1, size=(200, 160)), [[1, 1]] * 5, "not_aligned"),
-        (picture(1, size=(200, 160)), "nonsense", "not_aligned"),
-        (picture(1, size=(20, 20)), None, "too_small"),
-        (picture(1)[:-200], None, "truncated"),
-        (b"<html>", None, "unsupported_format"),
-        (b"", None, "empty"),
-    ],
-)
-def test_one_item(content: bytes, landmarks: Any, status: str) -> None:
-    [(row, crop)] = examine(Item("a/b", "a", content, landmarks), IngestConfig())
-    assert row["status"] == status, row
-    assert (crop is not None) == (status == "ok")
-    if crop is not None:
-        with Image.open(io.BytesIO(crop)) as image:
-            assert image.size == (112, 112) and image.format == "JPEG"
-
-
-def test_landmarks_bring_the_eyes_to_the_template() -> None:
-    pixels = np.zeros((200, 260, 3), np.uint8)
-    eyes = [(90, 70), (150, 74)]
-    for x, y in eyes:
-        pixels[y - 3 : y + 4, x - 3 : x + 4] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    nose, mouth = (119, 106), [(93, 142), (143, 145)]
-    [(_, crop)] = examine(Item("a/b", "a", buffer.getvalue(), [*eyes, nose, *mouth]), IngestConfig())
-    assert crop is not None
-    with Image.open(io.BytesIO(crop)) as image:
-        bright = np.asarray(image.convert("L"), float)
-    left = np.argwhere(bright[:, :56] > 128).mean(axis=0)
-    assert left == pytest.approx([51.7, 38.3], abs=2.5)
 
 
 def test_damaged_tars_are_rows_and_nothing_is_run(tmp_path: Path) -> None:

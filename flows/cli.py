@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import questions, upkeep
-from pipeline.config import Config, load
+from pipeline.config import Config, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
+from pipeline.places import Location, located, recorded
 
 app = App(
     name="purify",
@@ -40,7 +41,7 @@ Overrides = Annotated[
 
 @app.command
 def run(
-    crawl: Path,
+    crawl: str,
     run: Path,
     *,
     preset: Preset = None,
@@ -69,6 +70,7 @@ def run(
     exclude_protected: Annotated[
         bool, Parameter(group=_Settings, negative="", help="Leave what matches a protected set out of the clean shards.")
     ] = False,
+    source: Annotated[SourceName | None, Parameter(group=_Settings, help="What reads the crawl, where the look of it misleads.")] = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet.
@@ -76,12 +78,13 @@ def run(
     Parameters
     ----------
     crawl:
-        A folder per identity, or WebDataset tars with the identity in .json, .cls or .txt.
+        A path or a URL (s3://, gs://, https://): a folder per identity, WebDataset tars, img2dataset's output, a table, a train.rec, ...
     run:
         Where everything goes: raw/, rounds/, manifest/, clean/, evaluation/, audit/.
     """
     overrides = list(set_ or [])
     overrides += [f"train.init={init}"] if init else []
+    overrides += [f"ingest.source={source}"] if source else []
     overrides += [f"evaluate.holdout={holdout}"] if holdout is not None else []
     overrides += [f"protect.sets={json.dumps([str(path) for path in protect])}"] if protect else []
     overrides += ["protect.exclude=true"] if exclude_protected else []
@@ -197,12 +200,12 @@ def export(run: Path) -> None:
     _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
 
 
-def _purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
+def _purify(crawl: Location, run: Path, config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     from flows.purify import purify
-    from pipeline.ingest import recognise
+    from pipeline.sources import recognise
 
-    recognise(crawl)  # before Prefect's server takes its half a minute to start
+    recognise(located(crawl), config.ingest)  # before Prefect's server takes its half a minute to start
     record: dict[str, Any] = purify(crawl, run, config)
     return record | {"wall_seconds": time.perf_counter() - started}
 
@@ -224,13 +227,13 @@ def _render_once(wanted: dict[str, Any], made: Path) -> None:
     run_stage(made, stage="synthetic", mark=fingerprint("synthetic", VERSION, wanted), work=render)
 
 
-def _plan(crawl: Path, run: Path, config: Config) -> None:
+def _plan(crawl: str, run: Path, config: Config) -> None:
     from pipeline.config import as_dict
-    from pipeline.ingest import recognise
     from pipeline.layout import RunLayout
     from pipeline.receipts import read
+    from pipeline.sources import recognise
 
-    _out.print(f"{crawl}: a crawl in the form '{recognise(crawl)}'")
+    _out.print(f"{recorded(crawl)}: a crawl in the form '{recognise(located(crawl), config.ingest)}'", highlight=False, soft_wrap=True)
     layout = RunLayout(run)
     folders = [layout.raw]
     for number in range(1, config.rounds + 1):

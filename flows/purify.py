@@ -15,16 +15,17 @@ from flows import tasks  # first: it sets Prefect's environment
 from pipeline.config import Config, validate
 from pipeline.errors import PurifyError
 from pipeline.layout import RunLayout
+from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
 from pipeline.run_folder import claimed, forget_rounds_after, read_record, write_record
 
 
 @flow(name="purify", persist_result=False)
-def purify(crawl: Path, run: Path, config: Config = Config()) -> dict[str, Any]:
+def purify(crawl: str | Path, run: Path, config: Config = Config()) -> dict[str, Any]:
     """The record of the run, as it stands in RUN/run.json. A run that was killed goes on where it stopped.
 
     Args:
-        crawl: a folder per identity, or WebDataset tars.
+        crawl: a path or a URL, in one of the forms of docs/crawls.md.
         run: the run folder; not there, empty, or of the same crawl.
         config: settings; what is left out has its default.
     """
@@ -33,7 +34,7 @@ def purify(crawl: Path, run: Path, config: Config = Config()) -> dict[str, Any]:
     with claimed(crawl, layout):
         receipts = _stages(crawl, layout, config)
         record = write_record(crawl, layout, config, receipts, time.perf_counter() - started)
-    create_table_artifact(key="purify-summary", table=summary(record), description=f"Verdicts on {crawl.name}")
+    create_table_artifact(key="purify-summary", table=summary(record), description=f"Verdicts on {name_of(crawl)}")
     create_link_artifact(key="purify-audit", link=layout.audit_page.resolve().as_uri(), link_text="Audit page")
     return record
 
@@ -49,7 +50,7 @@ def export(run: Path) -> dict[str, Any]:
     record = read_record(layout)
     config = validate(record["config"])
     last = layout.round(config.rounds)
-    with claimed(Path(record["crawl"]), layout):
+    with claimed(record["crawl"], layout):
         found = (
             tasks.manifest(layout, last, config),
             tasks.export(layout, config),
@@ -58,7 +59,7 @@ def export(run: Path) -> dict[str, Any]:
     return {receipt.stage: receipt.counts for receipt in found}
 
 
-def _stages(crawl: Path, run: RunLayout, config: Config) -> list[tuple[str, Receipt]]:
+def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, Receipt]]:
     done = [("ingest", tasks.ingest(crawl, run, config))]
     rounds = [run.round(number) for number in range(1, config.rounds + 1)]
     kept_by: Path | None = None
@@ -73,7 +74,7 @@ def _stages(crawl: Path, run: RunLayout, config: Config) -> list[tuple[str, Rece
     done.append(("manifest", tasks.manifest(run, rounds[-1], config)))
     done.append(("export", tasks.export(run, config)))
     done.append(("evaluate", tasks.evaluate(run, rounds, config)))
-    done.append(("audit", tasks.audit(run, config, f"Purification of {crawl.name}")))
+    done.append(("audit", tasks.audit(run, config, f"Purification of {name_of(crawl)}")))
     _assert_accounted(dict(done))
     return done
 

@@ -19,6 +19,7 @@ from pipeline import train as train_stage
 from pipeline.config import Config
 from pipeline.decisions import read_standing
 from pipeline.layout import RoundLayout, RunLayout
+from pipeline.places import Location
 from pipeline.receipts import Receipt
 
 _stage = task(cache_policy=NO_CACHE, persist_result=False)
@@ -37,7 +38,7 @@ def _run(name: str, stage: Callable[..., Receipt], *inputs: Any, **options: Any)
 
 
 @_stage
-def ingest(crawl: Path, run: RunLayout, config: Config) -> Receipt:
+def ingest(crawl: Location, run: RunLayout, config: Config) -> Receipt:
     return _run("ingest", ingest_stage.ingest, crawl, run.raw, config)
 
 

@@ -22,6 +22,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Rule = Literal["angle", "nondominant", "either", "both", "calibrated"]
+SourceName = Literal["auto", "recordio", "img2dataset", "webdataset", "huggingface", "table", "folder"]
 Backbone = Literal["tiny", "iresnet18", "iresnet34", "iresnet50", "iresnet100"]
 
 _STRICT: ConfigDict = ConfigDict(extra="forbid")
@@ -32,6 +33,8 @@ class IngestConfig:
     """How a crawl becomes raw shards."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    source: SourceName = "auto"
+    """What reads the crawl; `auto` looks at it."""
     samples_per_shard: Count = 10_000
     crop_px: Literal[112] = 112
     """Side of the stored crop; 112 is the ArcFace template's."""

@@ -82,7 +82,7 @@ def forget(
     layout = RunLayout(run)
     if not layout.run_json.exists():
         raise BadInput(f"{run} is no run folder: it has no run.json. Give the folder that `purify run CRAWL RUN` made.")
-    with claimed(Path(read_record(layout)["crawl"]), layout, to_forget=True):
+    with claimed(read_record(layout)["crawl"], layout, to_forget=True):
         is_pending = (layout.forgotten / "pending.json").exists()
         if is_pending and not yes:
             raise StaleInput(f"A `purify forget` in {run} was stopped half way. Finish it first: purify forget {run} --yes")

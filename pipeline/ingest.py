@@ -18,25 +18,27 @@ from pipeline.duck import every, fetch
 from pipeline.errors import BadCrawl
 from pipeline.examine import examine
 from pipeline.fanout import fan_out
+from pipeline.places import Location, located, recorded
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
-from pipeline.sources import SOURCES
+from pipeline.sources import SOURCES, recognise
 
 VERSION = 2
 _PLAN = ".plan"
 
 
-def ingest(crawl: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
+def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`, the raw shards of `crawl`.
 
     Raises BadCrawl: when the crawl is not there, is empty, or has fewer than two identities with a usable sample.
     """
-    source = recognise(crawl)
+    crawl = located(crawl)
+    source = recognise(crawl, config.ingest)
     detector_files = faces.inputs(config.ingest)  # and a detector that does not work is found out here
     planning = out.parent / ".planning"
     planning.mkdir(parents=True, exist_ok=True)
     listing = SOURCES[source].list_slices(crawl, planning, config.ingest)
     if listing.items == 0:
-        raise BadCrawl(f"{crawl} is empty. A crawl is a folder per identity, or WebDataset tars.")
+        raise BadCrawl(f"{recorded(crawl)} is empty. docs/crawls.md shows what a crawl looks like.")
     mark = fingerprint("ingest", VERSION, as_dict(config.ingest), crawl=listing.digest, **detector_files)
 
     def work(folder: Path) -> Counts:
@@ -54,19 +56,9 @@ def ingest(crawl: Path, out: Path, config: Config, *, progress: Progress | None 
     return receipt
 
 
-def recognise(crawl: Path) -> str:
-    """Name of the source that reads this crawl."""
-    if not crawl.exists():
-        raise BadCrawl(f"There is no crawl at {crawl}. Check the path; `purify demo` makes one to try.")
-    for name, source in SOURCES.items():
-        if source.recognises(crawl):
-            return name
-    raise BadCrawl(f"{crawl} is neither a folder per identity nor WebDataset tars.")
-
-
 @dataclass(frozen=True)
 class _Slice:
-    crawl: Path
+    crawl: str
     plan: Path
     source: str
     number: int
@@ -97,7 +89,7 @@ def ingest_slice(part: _Slice) -> int:
     return len(rows)
 
 
-def _seal(folder: Path, crawl: Path) -> Counts:
+def _seal(folder: Path, crawl: str) -> Counts:
     """Mark duplicates over all shards, write identities.parquet, and count."""
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(folder / ".spill")])
@@ -127,8 +119,8 @@ def _seal(folder: Path, crawl: Path) -> Counts:
     if usable < 2:
         kinds = ", ".join(f"{count} {status}" for status, count in by_status.items())
         raise BadCrawl(
-            f"{crawl} has {usable} identities with a usable sample, and a head needs two to tell apart. "
-            f"Items by status: {kinds}. A crawl is a folder per identity, or WebDataset tars with an identity in .json, .cls or .txt."
+            f"{recorded(crawl)} has {usable} identities with a usable sample, and a head needs two to tell apart. "
+            f"Items by status: {kinds}. `purify inspect` shows how the crawl was read, docs/crawls.md what it should look like."
         )
     return {"items": sum(by_status.values()), "identities": usable, "shards": len(shards.shard_stems(folder)), **by_status}
 

@@ -8,12 +8,12 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.errors import StaleInput
 from pipeline.layout import RunLayout
+from pipeline.places import Location, recorded
 from pipeline.receipts import Receipt, write_json
 
 _PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
@@ -21,7 +21,7 @@ _LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claimed(crawl: Path, run: RunLayout, *, to_forget: bool = False) -> Iterator[None]:
+def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iterator[None]:
     """Holds the run folder for this process, made if it is not there. A folder with nothing but a log of the forgotten is a new run.
 
     Raises StaleInput: when it belongs to another crawl, when it is no run folder and not empty, when another process works in it, and when a
@@ -30,7 +30,7 @@ def claimed(crawl: Path, run: RunLayout, *, to_forget: bool = False) -> Iterator
     if run.root.exists() and not run.root.is_dir():
         raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
     owner = _owner(run)
-    if owner is not None and owner != str(crawl.resolve()):
+    if owner is not None and owner != recorded(crawl):
         raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
     if owner is None and run.root.is_dir() and any(path not in {run.root / _LOCK, run.forgotten} for path in run.root.iterdir()):
         raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
@@ -43,7 +43,7 @@ def claimed(crawl: Path, run: RunLayout, *, to_forget: bool = False) -> Iterator
         if not to_forget:
             require_whole(run)
         if owner is None:
-            write_json(run.run_json, {"crawl": str(crawl.resolve()), "finished": False})
+            write_json(run.run_json, {"crawl": recorded(crawl), "finished": False})
         yield
 
 
@@ -69,10 +69,10 @@ def forget_rounds_after(run: RunLayout, last: int) -> None:
             shutil.rmtree(folder)
 
 
-def write_record(crawl: Path, run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float) -> dict[str, Any]:
+def write_record(crawl: Location, run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float) -> dict[str, Any]:
     """run.json of a finished run, which is also returned. `receipts`: (name of the stage, its receipt), in order."""
     record: dict[str, Any] = {
-        "crawl": str(crawl.resolve()),
+        "crawl": recorded(crawl),
         "finished": True,
         "seconds": round(seconds, 1),
         "config": as_dict(config),

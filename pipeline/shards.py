@@ -10,8 +10,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -150,71 +149,6 @@ def decode_crop(content: bytes, size_px: int) -> Image:
 
         pixels = np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
     return pixels
-
-
-@dataclass(frozen=True)
-class TarItem:
-    """One image of a crawl's tar, with what stands beside it."""
-
-    name: str
-    content: bytes | None
-    """None when larger than allowed."""
-    beside: dict[str, bytes]
-    """Members of the same key by lower-case extension: json, cls, txt."""
-
-
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-_SMALL_TEXT = 1 << 20
-
-
-def read_tar(path: Path, *, max_item_bytes: int) -> Iterator[TarItem | str]:
-    """Items of a foreign tar, in order; a `str` names damage, after which nothing more can be read.
-
-    Only regular members are looked at, nothing is extracted, unpickled or followed. Members of one key belong together while adjacent.
-    """
-    group: list[tuple[str, str, bytes | None]] = []
-    previous = ""
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise: 10^6 members would fill the memory
-                if not member.isreg():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key, extension = f"{folder}/{stem}", extension.lower()
-                if key != previous:
-                    yield from _items(group)
-                    group, previous = [], key
-                limit = max_item_bytes if extension in IMAGE_EXTENSIONS else _SMALL_TEXT
-                reader = tar.extractfile(member) if member.size <= limit else None
-                content = reader.read() if reader else None
-                if content is not None and len(content) != member.size:
-                    yield from _items(group)
-                    yield f"{path.name} ends inside member {member.name!r}; the rest is lost"
-                    return
-                group.append((member.name, extension, content))
-            yield from _items(group)
-            if not _only_zeros(file, int(tar.offset)):
-                yield f"{path.name} has a damaged header at byte {int(tar.offset)}; the rest cannot be read"
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield from _items(group)
-        yield f"{path.name} cannot be read to its end: {error}"
-
-
-def _items(group: list[tuple[str, str, bytes | None]]) -> Iterator[TarItem]:
-    beside = {extension: content for _, extension, content in group if extension in {"json", "cls", "txt"} and content is not None}
-    for name, extension, content in group:
-        if extension in IMAGE_EXTENSIONS:
-            yield TarItem(name, content, beside)
-
-
-def _only_zeros(file: Any, start: int) -> bool:
-    file.seek(start)
-    while block := file.read(1 << 20):
-        if block.strip(b"\0"):
-            return False
-    return True
 
 
 def json_bytes(value: Any) -> bytes:

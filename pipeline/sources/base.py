@@ -1,12 +1,25 @@
-"""What a source gives: a listing, and the items of a slice."""
+"""What a source gives: a listing, and the items of a slice. And the rules for names, which hold for all sources."""
 
+import errno
 import hashlib
+import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import IngestConfig
+from pipeline.places import Look
+from pipeline.web import TooLarge
+
+Problem = tuple[str, str]
+"""(status, detail)"""
+MAX_IDENTITY_BYTES = 1024
+PICTURES = frozenset("jpg jpeg jpe jfif png webp gif bmp dib avif heic heif tif tiff".split())
+"""Extensions by which a picture is found among other files. What is in it is decided by its bytes."""
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,7 @@ class Item:
     """Five points as the crawl gives them, unchecked."""
     source_url: str | None = None
     caption: str | None = None
-    problem: tuple[str, str] | None = None
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class Listing:
     """A crawl as listed: how much there is, in how many slices, and a digest that changes when a file does."""
 
     items: int
-    """Files listed; for tars, whose content is not listed, the number of tars."""
+    """Items listed; for tars, whose content is not listed, the number of tars."""
     total_bytes: int
     slices: int
     digest: str
@@ -36,21 +49,84 @@ class Listing:
 
 @dataclass(frozen=True)
 class Source:
-    """Three functions that read one kind of crawl."""
+    """Functions that read one kind of crawl. A crawl is an absolute path or a URL (`places.located`)."""
 
-    recognises: Callable[[Path], bool]
-    list_slices: Callable[[Path, Path, IngestConfig], Listing]
+    recognises: Callable[[Look], bool]
+    """Opens as little as it can."""
+    list_slices: Callable[[str, Path, IngestConfig], Listing]
     """(crawl, folder for the plan, settings) -> Listing"""
-    read_slice: Callable[[Path, Path, int, IngestConfig], Iterator[Item]]
+    read_slice: Callable[[str, Path, int, IngestConfig], Iterator[Item]]
     """(crawl, folder of the plan, slice number, settings) -> its items"""
+    reads: str
+    """In words, for people."""
+    count_identities: Callable[[Path, IngestConfig], dict[str, int]] | None = None
+    """(folder of the plan, settings) -> items by identity, where the listing knows them."""
 
 
-def digest_of(uri: str, size: int, mtime_ns: int) -> int:
+def digest_of(uri: str, size: int, mark: str | int) -> int:
     """128-bit hash of one listed file; sums of them do not depend on the order of listing."""
-    text = f"{uri}\0{size}\0{mtime_ns}".encode("utf-8", "surrogateescape")
+    text = f"{uri}\0{size}\0{mark}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big")
 
 
+def order_of(name: bytes) -> int:
+    """64-bit hash by which items are put in an order that depends on nothing but their names."""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+
+
 def printable(name: str) -> str:
-    """A file name as Parquet can hold it: bytes that are no UTF-8 are written out as `\\xNN`."""
+    """A name as Parquet can hold it: bytes that are no UTF-8 are written out as `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def uri_text(name: str) -> str:
+    """A name on one line: control characters, bytes that are no UTF-8, and backslashes are written out, so that two names never become one."""
+    return _UNPRINTABLE.sub(_written_out, name)
+
+
+def _written_out(found: "re.Match[str]") -> str:
+    code = ord(found.group())
+    if found.group() == "\\":
+        return "\\\\"
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as the operating system's names have it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def named(name: object) -> tuple[str, Problem | None]:
+    """(identity, problem): a name in Unicode NFC, letter case and spaces as they are; one that is empty or too long is `bad_identity`.
+
+    Whole numbers are names too. None, floats and everything else name nobody.
+    """
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        return "", ("bad_identity", "nothing names the identity")
+    text = unicodedata.normalize("NFC", printable(str(name)))
+    if not text.strip():
+        return "", ("bad_identity", "the name is empty")
+    size = len(text.encode("utf-8"))
+    if size > MAX_IDENTITY_BYTES:
+        return f"{text[:64]}…", ("bad_identity", f"the name has {size} bytes, {MAX_IDENTITY_BYTES} allowed")
+    return text, None
+
+
+def bad_key(path: str) -> Problem | None:
+    """The problem of a path that came with the crawl: absolute, with `..`, without a stem, or with control characters."""
+    if path.startswith("/") or re.match(r"[A-Za-z]:[\\/]", path):
+        return "bad_key", "an absolute path"
+    parts = re.split(r"[/\\]", path)
+    if ".." in parts:
+        return "bad_key", "a path with `..` in it"
+    if not parts[-1].partition(".")[0]:
+        return "bad_key", "a name without a stem"
+    if _CONTROL.search(path):
+        return "bad_key", "control characters in the name"
+    return None
+
+
+def unreadable(error: OSError) -> Problem:
+    """The problem of a file that could not be read."""
+    if isinstance(error, TooLarge):
+        return "too_large", str(error)
+    if error.errno == errno.ELOOP:
+        return "unreadable", "a link, which is not followed"
+    return "unreadable", error.strerror or str(error) or type(error).__name__

@@ -150,7 +150,8 @@ def test_damaged_tars_are_rows_and_nothing_is_run(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "raw")
     damage = {row["source_uri"] for row in rows if row["status"] == "unreadable"}
     assert damage == {"cut.tar#damage", "html.tar#damage"}
-    assert {row["status"] for row in rows if row["source_uri"].startswith("evil.tar")} == {"bad_identity"}
+    evil = {row["source_uri"]: row["status"] for row in rows if row["source_uri"].startswith("evil.tar")}
+    assert evil == {"evil.tar/../../evil.jpg": "bad_key", "evil.tar/p.pickle": "unsupported_format", "evil.tar/q.cls": "unsupported_format"}
     assert not list(tmp_path.rglob("pwned")) and not (tmp_path.parent / "evil.jpg").exists()
 
 
@@ -199,5 +200,5 @@ def test_crawls_that_cannot_teach_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadCrawl, match="has 1 identities with a usable sample"):
         ingest(alone, tmp_path / "raw", CONFIG)
     mixed = write(tmp_path / "mixed", {"A/1.jpg": picture(1), "b.tar": b""})
-    with pytest.raises(BadCrawl, match="holds tars and 1 folders"):
+    with pytest.raises(BadCrawl, match="holds tars and 1 pictures outside of them"):
         ingest(mixed, tmp_path / "raw", CONFIG)

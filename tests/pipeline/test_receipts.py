@@ -145,7 +145,7 @@ def test_settings_survive_json_and_their_list_is_frozen() -> None:
     from pipeline.config import validate
 
     assert validate(as_dict(config)) == config
-    assert len(list(setting_names())) == 68, "a new setting wants a thought: can it be done without? Then change this number"
+    assert len(list(setting_names())) == 69, "a new setting wants a thought: can it be done without? Then change this number"
 
 
 def test_a_run_folder_belongs_to_one_crawl_and_one_process(tmp_path: Path) -> None:

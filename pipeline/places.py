@@ -1,0 +1,357 @@
+"""Where a crawl stands: a local path, a URL that fsspec knows (s3://, gs:// ...), or one file by http(s).
+
+Local files are opened by the operating system, without following links. http(s) is read by `pipeline/web.py`, which looks at the address
+first. All other URLs go through fsspec, and what a backend raises is told with the next step.
+"""
+
+import contextlib
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import fsspec
+
+from pipeline import web
+from pipeline.config import IngestConfig
+from pipeline.errors import BadCrawl, BadInput, PurifyError
+
+Location = str | Path
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_BLOCK = 4 * 2**20
+_DEPTH = 4
+_SHOWN = 1000
+_ACCESS = {
+    "s3": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket FSSPEC_S3_ANON=true; for a server that is "
+    "not Amazon's AWS_ENDPOINT_URL.",
+    "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS; for a public bucket FSSPEC_GS_TOKEN=anon.",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that a listing found."""
+
+    path: str
+    """Relative to the place listed, `/` between folders; "" is the place itself. Local bytes that are no UTF-8 are surrogates."""
+    size: int
+    mark: str
+    """Changes when the file does: time of change in nanoseconds, or what the store gives (ETag, generation, time)."""
+    kind: Literal["file", "folder", "link", "other"] = "file"
+
+
+def is_remote(crawl: Location) -> bool:
+    """True for a URL other than file://."""
+    return bool(_SCHEME.match(str(crawl))) and not str(crawl).startswith("file://")
+
+
+def is_web(crawl: Location) -> bool:
+    """True for http:// and https://."""
+    return str(crawl).lower().startswith(("http://", "https://"))
+
+
+def located(crawl: Location) -> str:
+    """The location as all readers take it: an absolute path, or a URL without a slash at its end."""
+    text = str(crawl)
+    if is_remote(text):
+        return text if is_web(text) else text.rstrip("/")
+    return str(Path(text.removeprefix("file://")).resolve())
+
+
+def recorded(crawl: Location) -> str:
+    """The location as records hold it: without a URL's query, in which signatures stand."""
+    text = located(crawl)
+    return text.partition("?")[0] if is_web(text) else text
+
+
+def name_of(location: Location) -> str:
+    """The last part of a path or URL, without its query."""
+    text = str(location)
+    return (text.partition("?")[0] if is_web(text) else text).rstrip("/").rpartition("/")[2]
+
+
+def join(place: str, path: str) -> str:
+    """`path` inside of `place`; `place` itself when it is empty."""
+    return f"{place}/{path}" if path else place
+
+
+def facts(place: str, config: IngestConfig) -> Entry | None:
+    """What stands at a location; None when nothing does.
+
+    Raises BadCrawl: when it cannot be asked, with the next step.
+    """
+    if is_web(place):
+        try:
+            size, mark = web.facts(place, web.Limits.of(config))
+        except OSError as error:
+            raise BadCrawl(f"{recorded(place)} cannot be read: {error}.") from error
+        return Entry("", size, mark)
+    if is_remote(place):
+        with _explained(place):
+            files, path = _backend(place)
+            try:
+                return _entry(files.info(path), "")
+            except FileNotFoundError:
+                return None
+    try:
+        return _local_entry("", os.stat(place))  # noqa: PTH116 - paths that are no UTF-8
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BadCrawl(f"{place} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def children(place: str) -> Iterator[Entry]:
+    """What stands in a folder, one level, in no order."""
+    if is_remote(place):
+        with _explained(place):
+            files, path = _backend(place)
+            for found in files.ls(path, detail=True):
+                name = str(found["name"]).rstrip("/").rpartition("/")[2]
+                if name and str(found["name"]).rstrip("/") != path.rstrip("/"):
+                    yield _entry(found, name)
+        return
+    try:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                yield _local_entry(entry.name, entry.stat(follow_symlinks=False))
+    except OSError as error:
+        raise BadCrawl(f"{place} cannot be listed: {error.strerror}. Check its permissions.") from error
+
+
+def walk(place: str) -> Iterator[Entry]:
+    """All below a folder but the folders themselves, in no order; memory holds one folder at a time."""
+    for entry in children(place):
+        if entry.kind == "folder":
+            for below in walk(join(place, entry.path)):
+                yield Entry(f"{entry.path}/{below.path}", below.size, below.mark, below.kind)
+        else:
+            yield entry
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a crawl looks like from outside, for a source to recognise. Each level is listed once, and no more than it takes."""
+
+    crawl: str
+    kind: Literal["file", "folder", "pattern"]
+    levels: tuple[tuple[str, ...], ...]
+    """Files by level, relative to the crawl: of the folder, of its first folder, and so on; the first thousand by name. A file's own name."""
+    folders: tuple[str, ...]
+    """Folders of the first level, the first thousand by name."""
+
+    @property
+    def top(self) -> tuple[str, ...]:
+        return self.levels[0]
+
+
+def look(crawl: str, config: IngestConfig) -> Look:
+    """A look at the crawl. Raises BadCrawl when nothing is there."""
+    if _is_pattern(crawl) and (found := matching(crawl, config)):
+        return Look(crawl, "pattern", (tuple(entry.path for entry in found[1]),), ())
+    entry = facts(crawl, config)
+    if entry is None:
+        raise BadCrawl(f"There is no crawl at {recorded(crawl)}. Check the path; `purify demo` makes one to try.")
+    if entry.kind != "folder":
+        return Look(crawl, "file", ((name_of(crawl),),), ())
+    levels, folders, below = [], [], ""
+    for _ in range(_DEPTH):
+        files, deeper = _smallest(join(crawl, below))
+        levels.append(tuple(f"{below}/{name}" if below else name for name in files))
+        if not below:
+            folders = deeper
+        if not deeper:
+            break
+        below = f"{below}/{deeper[0]}" if below else deeper[0]
+    return Look(crawl, "folder", tuple(levels), tuple(folders))
+
+
+def _smallest(place: str) -> tuple[list[str], list[str]]:
+    """(files, folders) of a folder, a thousand of each, first by name; what starts with a dot or an underscore is not looked at."""
+    kept: dict[bool, list[str]] = {True: [], False: []}
+    for entry in children(place):
+        if entry.path.startswith((".", "_")):
+            continue
+        names = kept[entry.kind == "folder"]
+        names.append(entry.path)
+        if len(names) > 4 * _SHOWN:
+            kept[entry.kind == "folder"] = sorted(names)[:_SHOWN]
+    return sorted(kept[False])[:_SHOWN], sorted(kept[True])[:_SHOWN]
+
+
+def matching(crawl: str, config: IngestConfig, suffixes: tuple[str, ...] = ()) -> tuple[str, list[Entry]]:
+    """(folder, its files that belong to the crawl, by name): one file, those of a pattern, or all below a folder with one of the suffixes.
+
+    A pattern is in the last part of the crawl: `{0000..0099}` counts up, with zeros in front as written; `*` and `?` match names, though not
+    by http(s), which cannot list.
+    """
+    base = (crawl.partition("?")[0] if is_web(crawl) else crawl).rpartition("/")[0]
+    last = crawl[len(base) + 1 :]
+    if _is_pattern(crawl):
+        names = _counted(last)
+        if names is None:
+            found = [entry for entry in children(base) if entry.kind == "file" and fnmatch.fnmatchcase(entry.path, last)]
+        else:
+            found = []
+            for name in names:
+                entry = facts(join(base, name), config)
+                if entry is None:
+                    raise BadCrawl(f"There is no {recorded(join(base, name))}, though {recorded(crawl)} names it.")
+                found.append(Entry(name, entry.size, entry.mark))
+        return base, sorted(found, key=lambda entry: entry.path)
+    entry = facts(crawl, config)
+    if entry is not None and entry.kind == "folder":
+        below = [one for one in walk(crawl) if one.kind == "file" and one.path.lower().endswith(suffixes)]
+        return crawl, sorted((one for one in below if not _hidden(one.path)), key=lambda one: one.path)
+    return base, [Entry(last, entry.size, entry.mark)] if entry else []
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _is_pattern(crawl: str) -> bool:
+    last = crawl.rpartition("/")[2]
+    if _counted(last) is not None:
+        return not _exists_locally(crawl)
+    return not is_web(crawl) and any(sign in last for sign in "*?") and not _exists_locally(crawl)
+
+
+def _exists_locally(crawl: str) -> bool:
+    return not is_remote(crawl) and os.path.lexists(crawl)
+
+
+def _counted(last: str) -> list[str] | None:
+    found = re.fullmatch(r"(.*?)\{(\d+)\.\.(\d+)\}(.*)", last)
+    if not found:
+        return None
+    before, first, final, after = found.groups()
+    if not 0 <= int(final) - int(first) < 1_000_000:
+        raise BadCrawl(f"{{{first}..{final}}} does not count up, or too far. Give it as {{0000..0099}}.")
+    return [f"{before}{number:0{len(first)}d}{after}" for number in range(int(first), int(final) + 1)]
+
+
+def open_file(place: str, config: IngestConfig) -> BinaryIO:
+    """A file for reading, from its start; remote ones are streamed.
+
+    Raises OSError: when there is none, when it is a link or no regular file, and when it stops coming.
+    """
+    if is_web(place):
+        return web.open_stream(place, web.Limits.of(config))
+    if is_remote(place):
+        with _as_os_error():
+            files, path = _backend(place)
+            return cast(BinaryIO, files.open(path, "rb", block_size=_BLOCK, cache_type="readahead"))
+    # O_NONBLOCK: opening a pipe would wait for a writer. O_NOFOLLOW: a link may lead out of the crawl.
+    return _regular(os.open(os.fsencode(place), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+
+
+def read_file(place: str, config: IngestConfig, *, size: int | None = None) -> bytes:
+    """The bytes of a file of `config.max_item_bytes` or less; `size` when a listing told it. Raises web.TooLarge or OSError."""
+    limit = config.max_item_bytes
+    if is_web(place):
+        return web.fetch(place, web.Limits.of(config, max_bytes=limit))
+    if is_remote(place):
+        with _as_os_error():
+            files, path = _backend(place)
+            size = int(files.info(path)["size"]) if size is None else size
+            if size > limit:
+                raise web.TooLarge(size, limit)
+            return bytes(files.cat_file(path)) if size else b""  # of nothing no range can be asked for
+    with open_file(place, config) as file:
+        return _read(file, limit)
+
+
+def read_inside(place: str, path: str, config: IngestConfig) -> bytes:
+    """The bytes of `path`, a relative one that came with the crawl, inside of the folder `place`.
+
+    Locally each step is taken without following links, so nothing outside is ever opened. Raises web.TooLarge or OSError; the caller has
+    looked for `..` and a leading slash (`sources.base.bad_key`).
+    """
+    if is_remote(place):
+        return read_file(join(place, path), config)
+    *folders, name = [part for part in path.split("/") if part not in {"", "."}]
+    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for folder in folders:
+            deeper = os.open(os.fsencode(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+            os.close(handle)
+            handle = deeper
+        opened = os.open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=handle)
+    finally:
+        os.close(handle)
+    with _regular(opened) as file:
+        return _read(file, config.max_item_bytes)
+
+
+def _regular(handle: int) -> BinaryIO:
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise OSError("no regular file")
+
+
+def _read(file: BinaryIO, limit: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        raise web.TooLarge(size, limit)
+    return file.read(limit + 1)[:limit]
+
+
+def _local_entry(path: str, found: os.stat_result) -> Entry:
+    kind: Literal["file", "folder", "link", "other"] = "other"
+    for test, name in ((stat.S_ISREG, "file"), (stat.S_ISDIR, "folder"), (stat.S_ISLNK, "link")):
+        if test(found.st_mode):
+            kind = cast(Literal["file", "folder", "link"], name)
+    return Entry(path, found.st_size, str(found.st_mtime_ns), kind)
+
+
+def _entry(found: dict[str, Any], path: str) -> Entry:
+    names = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+    mark = next((str(found[name]) for name in names if found.get(name)), "")
+    kind: Literal["file", "folder"] = "folder" if found["type"] == "directory" else "file"
+    return Entry(path, int(found.get("size") or 0), mark, kind)
+
+
+def _backend(place: str) -> tuple[Any, str]:
+    """(file system, path in it). No cache of listings: 10^6 entries would stay in memory, and a crawl grows while we look away."""
+    options = {} if place.startswith(("memory://", "file://")) else {"use_listings_cache": False}
+    files, path = fsspec.core.url_to_fs(place, **options)
+    return files, str(path)
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """What a backend raises, as BadCrawl with the next step."""
+    scheme = place.partition("://")[0].lower()
+    try:
+        yield
+    except (PurifyError, GeneratorExit):
+        raise
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        install = f"pip install 'arcface-purify[{extra}]'" if extra else f"the package that fsspec wants for it ({error})"
+        raise BadInput(f"Reading {scheme}:// needs {install}.") from error
+    except FileNotFoundError as error:
+        raise BadCrawl(f"There is nothing at {place}. Check the bucket and the path.") from error
+    except Exception as error:
+        if isinstance(error, ValueError) and "rotocol" in str(error):
+            raise BadCrawl(f"There is no way to read {scheme}:// here. Use a path, s3://, gs:// or https://.") from error
+        access = _ACCESS.get(_EXTRAS.get(scheme, ""), "Check the address and your access to it.")
+        raise BadCrawl(f"{place} cannot be read: {type(error).__name__}: {error}. {access}") from error
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What a backend raises, as OSError: one file that cannot be read is a row, whatever the reason."""
+    try:
+        yield
+    except (OSError, PurifyError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,71 @@
+"""The plan of a crawl of single files: a Parquet file in slicing order. Streamed out, and sorted by DuckDB, which spills to disk."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import IngestConfig
+from pipeline.duck import literal
+from pipeline.places import Entry
+from pipeline.sources.base import Listing, digest_of, order_of
+
+_LISTED = pa.schema([("path", pa.binary()), ("size", pa.int64()), ("order", pa.uint64()), ("extra", pa.string())])
+_BATCH = 50_000
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file to read."""
+
+    path: bytes
+    size: int
+    extra: str | None
+
+
+def write(plan: Path, entries: Iterable[tuple[Entry, str | None]], config: IngestConfig) -> Listing:
+    """The listing of `entries`, each with a text that goes along (`extra`), which is a part of the digest."""
+    items = total = digest = 0
+    unsorted = plan / "unsorted.parquet"
+    with pq.ParquetWriter(unsorted, _LISTED) as writer:
+        batch: list[dict[str, Any]] = []
+        for entry, extra in entries:
+            path = os.fsencode(entry.path)
+            batch.append({"path": path, "size": entry.size, "order": order_of(path), "extra": extra})
+            items, total = items + 1, total + entry.size
+            mark = entry.mark if extra is None else f"{entry.mark}\0{extra}"
+            digest = (digest + digest_of(entry.path, entry.size, mark)) % 2**128
+            if len(batch) == _BATCH:
+                writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
+                batch.clear()
+        writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
+    with duckdb.connect() as db:
+        db.execute("SET temp_directory = ?", [str(plan / "spill")])
+        db.read_parquet(literal(unsorted)).order('"order", path').write_parquet(
+            str(plan / "files.parquet"), row_group_size=config.samples_per_shard
+        )
+    unsorted.unlink()
+    return Listing(items, total, -(-items // config.samples_per_shard), f"{digest:032x}")
+
+
+def read(plan: Path, number: int, config: IngestConfig) -> list[PlannedFile]:
+    """Rows `number * samples_per_shard` and on."""
+    size = config.samples_per_shard
+    with duckdb.connect() as db:
+        rows = db.execute(
+            'SELECT path, size, extra FROM read_parquet(?) ORDER BY "order", path LIMIT ? OFFSET ?',
+            [literal(plan / "files.parquet"), size, number * size],
+        ).fetchall()
+    return [PlannedFile(bytes(path), size, extra) for path, size, extra in rows]
+
+
+def paths(plan: Path) -> Iterator[bytes]:
+    """Every path, in slicing order."""
+    with pq.ParquetFile(plan / "files.parquet") as file:
+        for batch in file.iter_batches(columns=["path"]):
+            yield from batch.column("path").to_pylist()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from pipeline import scrub, shards, tables
-from pipeline.forgotten import NAME, Forgotten, plain
+from pipeline.forgotten import Forgotten, plain
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.receipts import write_json
 from pipeline.replace import Replacement
@@ -132,7 +132,7 @@ def _dataset(clean: Path, forgotten: Forgotten) -> Iterator[Edit]:
 
 def _class(row: dict[str, Any], samples: int, forgotten: Forgotten) -> dict[str, Any]:
     is_gone = samples == 0 or forgotten.has("identity", row["identity"])
-    return row | ({"identity": f"{NAME} {row['class_index']}", "samples": 0} if is_gone else {"samples": samples})
+    return row | ({"identity": f"(forgotten {row['class_index']})", "samples": 0} if is_gone else {"samples": samples})
 
 
 def _identities(run: RunLayout, rounds: list[RoundLayout], forgotten: Forgotten, touched: frozenset[str]) -> Iterator[Edit]:

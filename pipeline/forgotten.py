@@ -197,7 +197,7 @@ def keep_key(run: Path, forgotten: Forgotten) -> None:
     path = RunLayout(run).forgotten / "key"
     if path.exists():
         return
-    with atomic(path) as temporary, temporary.open("xb") as file:
+    with atomic(path) as temporary, temporary.open("wb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(forgotten.key)
         file.flush()

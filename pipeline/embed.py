@@ -47,7 +47,7 @@ def _embed_shard(stem: Path, out: Path, backbone: nn.Module, input_px: int, devi
     twin = pq.read_table(stem.with_suffix(".parquet"), filters=[("status", "=", "ok")]).sort_by("crop_offset")
     offsets, sizes = twin["crop_offset"].to_pylist(), twin["crop_size"].to_pylist()
     features = []
-    with shards.CropReader(stem.with_suffix(".tar")) as reader:
+    with shards.CropReader(stem.with_suffix(".tar"), deep=True) as reader:
         for start in range(0, len(offsets), batch_size):
             contents = [
                 reader.read(offset, size)

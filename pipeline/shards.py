@@ -118,10 +118,10 @@ def check_shard(tar: Path, *, deep: bool = False) -> dict[str, str]:
 
 
 class CropReader:
-    """Bytes of crops, read at their offsets; safe to call from several threads."""
+    """Bytes of crops, read at their offsets; safe to call from several threads. The tar is checked first, as by `check_shard`."""
 
-    def __init__(self, tar: Path) -> None:
-        check_shard(tar)
+    def __init__(self, tar: Path, *, deep: bool = False) -> None:
+        check_shard(tar, deep=deep)
         self._path = tar
         self._fd = os.open(tar, os.O_RDONLY)
 

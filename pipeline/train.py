@@ -137,7 +137,7 @@ def _train(
 
 
 def _select(raw: Path, noise: Path | None, decisions: pa.Table | None, folder: Path, selection: Path, config: Config) -> None:
-    """Write what is trained on: classes.parquet, and per raw shard the offsets and class indices of its samples."""
+    """Write what is trained on: classes.parquet, and per raw shard the offsets and class indices of its samples. Every shard is proven whole."""
     selection.mkdir(exist_ok=True)
     usable = """(SELECT sample_id, identity, crop_offset, crop_size FROM read_parquet($raw) WHERE status = 'ok')"""
     if noise:
@@ -159,6 +159,7 @@ def _select(raw: Path, noise: Path | None, decisions: pa.Table | None, folder: P
             [config.train.min_samples],
         )
         for stem in stems:
+            shards.check_shard(raw / f"{stem}.tar", deep=True)
             given = {"raw": literal(raw / f"{stem}.parquet")} | ({"noise": literal(noise / f"{stem}.parquet")} if noise else {})
             chosen = fetch(
                 db,

@@ -47,7 +47,8 @@ def perceptual_hash(luma: NDArray[np.uint8]) -> str:
     is taken, whose far corner holds finer detail than coding leaves alone.
     """
     small = cv2.resize(luma, (_HASH_PX, _HASH_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
-    lowest = cv2.dct(small)[_frequencies()]
+    basis, lowest_of = _cosines()
+    lowest = (basis @ small @ basis.T).ravel().take(lowest_of)
     lowest[np.abs(lowest) < 1e-3] = 0.0  # rounding of a flat image is no pattern
     ordered = np.sort(lowest)  # np.median costs as much as all the rest
     return np.packbits(lowest > (ordered[_HASH_BITS // 2 - 1] + ordered[_HASH_BITS // 2]) / 2).tobytes().hex()
@@ -59,6 +60,10 @@ def distance_bits(first: str, second: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _frequencies() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    order = sorted((u * u + v * v, u, v) for u in range(_HASH_PX) for v in range(_HASH_PX))[1 : _HASH_BITS + 1]
-    return np.array([v for _, _, v in order]), np.array([u for _, u, _ in order])
+def _cosines() -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Rows of the orthonormal cosine transform up to the highest frequency wanted, and where the 64 lie in the product of two such."""
+    lowest = sorted((u * u + v * v, u, v) for u in range(_HASH_PX) for v in range(_HASH_PX))[1 : _HASH_BITS + 1]
+    rows = max(v for _, _, v in lowest) + 1
+    angles = np.outer(np.arange(rows), 2 * np.arange(_HASH_PX) + 1) * (np.pi / (2 * _HASH_PX))
+    scale = np.sqrt(np.where(np.arange(rows) == 0, 1, 2) / _HASH_PX)
+    return (np.cos(angles) * scale[:, None]).astype(np.float32), np.array([v * rows + u for _, u, v in lowest])

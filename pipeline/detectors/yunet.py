@@ -1,5 +1,7 @@
 """YuNet, by OpenCV. Model: libfacedetection.train and opencv_zoo (docs/faces.md). Source of the outputs: OpenCV's face_detect.cpp."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -22,7 +24,7 @@ def yunet(config: IngestConfig) -> Find:
     content = read_model(config)
     buffer = np.frombuffer(content, np.uint8)
     advice = "OpenCV takes yunet_n_640_640.onnx or face_detection_yunet_2023mar.onnx, for pictures of any size; see docs/faces.md."
-    with refusing(config, advice):
+    with refusing(config, advice), _silence():
         probe = cv2.dnn.readNetFromONNX(buffer)
         net = cv2.FaceDetectorYN.create(
             "onnx", buffer, np.empty(0, np.uint8), (_STEP_PX, _STEP_PX), config.min_face_score, _OVERLAP, MAX_CANDIDATES
@@ -45,6 +47,17 @@ def yunet(config: IngestConfig) -> Find:
         return [Face(row[4:14].reshape(5, 2), (row[0], row[1], row[2], row[3]), row[14]) for row in rows]
 
     return on_reduced_copy(find)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """OpenCV writes to the terminal before it raises; what it raises says it all."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _try(net: Any, width: int, height: int) -> None:

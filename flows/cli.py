@@ -27,6 +27,7 @@ app = App(
 )
 questions.add_to(app)
 upkeep.add_to(app)
+DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]
 _out = Console()
 _Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
 Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]
@@ -71,6 +72,25 @@ def run(
         bool, Parameter(group=_Settings, negative="", help="Leave what matches a protected set out of the clean shards.")
     ] = False,
     source: Annotated[SourceName | None, Parameter(group=_Settings, help="What reads the crawl, where the look of it misleads.")] = None,
+    detector: Annotated[
+        DetectorName | None,
+        Parameter(group=_Settings, help="What finds the faces in photos: none (pictures are crops already), landmarks, yunet, scrfd."),
+    ] = None,
+    detector_model: Annotated[
+        Path | None,
+        Parameter(group=_Settings, help="The ONNX file of yunet or scrfd; docs/faces.md says where to get one. Nothing is downloaded."),
+    ] = None,
+    landmarks: Annotated[
+        Path | None, Parameter(group=_Settings, help="For --detector landmarks: a JSON file of five points per picture, by source_uri.")
+    ] = None,
+    faces: Annotated[
+        Literal["main", "all"] | None,
+        Parameter(group=_Settings, help="Of several faces in a photo: the largest and most central, or each as a sample of its own."),
+    ] = None,
+    max_bad_items: Annotated[
+        float | None,
+        Parameter(group=_Settings, help="Stop before training when more than this share of the items is broken or faceless, as 0.2."),
+    ] = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet.
@@ -90,6 +110,18 @@ def run(
     overrides += ["protect.exclude=true"] if exclude_protected else []
     overrides += [f"isolate.max_noise={max_noise}"] if max_noise is not None else []
     overrides += [f"isolate.min_retention={min_retention}"] if min_retention is not None else []
+    chosen = {
+        "detector": detector,
+        "detector_model": detector_model,
+        "landmarks": landmarks,
+        "faces": faces,
+        "max_bad_items": max_bad_items,
+    }
+    overrides += [
+        f"ingest.{name}={json.dumps(str(value) if isinstance(value, Path) else value)}"
+        for name, value in chosen.items()
+        if value is not None
+    ]
     settings = load(preset=preset, file=config, overrides=overrides)
     if dry_run:
         _plan(crawl, run, settings)
@@ -229,10 +261,12 @@ def _render_once(wanted: dict[str, Any], made: Path) -> None:
 
 def _plan(crawl: str, run: Path, config: Config) -> None:
     from pipeline.config import as_dict
+    from pipeline.faces import inputs
     from pipeline.layout import RunLayout
     from pipeline.receipts import read
     from pipeline.sources import recognise
 
+    inputs(config.ingest)  # a detector that does not work is said here too
     _out.print(f"{recorded(crawl)}: a crawl in the form '{recognise(located(crawl), config.ingest)}'", highlight=False, soft_wrap=True)
     layout = RunLayout(run)
     folders = [layout.raw]

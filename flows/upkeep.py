@@ -22,6 +22,9 @@ def forget(
     sha256: Annotated[list[str] | None, Parameter(negative="", help="SHA-256 of a picture's bytes as crawled. May be repeated.")] = None,
     sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id. May be repeated.")] = None,
     by: Annotated[str | None, Parameter(help="Who does it, for the log; the account's name when left out.")] = None,
+    in_advance: Annotated[
+        bool, Parameter(negative="", help="Also what the run does not have: no later `purify run` into this folder brings it in.")
+    ] = False,
     retrain: Annotated[
         bool, Parameter(negative="", help="Remove the rounds, the manifest and the clean shards too: the next `purify run` trains anew.")
     ] = False,
@@ -36,12 +39,21 @@ def forget(
     """
     from pipeline.forget import forget as remove
 
-    found = remove(run, identities=identity or [], contents=sha256 or [], samples=sample or [], by=by, retrain=retrain, yes=yes)
+    found = remove(
+        run,
+        identities=identity or [],
+        contents=sha256 or [],
+        samples=sample or [],
+        by=by,
+        in_advance=in_advance,
+        retrain=retrain,
+        yes=yes,
+    )
     if found.finished_earlier:
         _say("An earlier call that had been stopped half way is finished.")
     if not (identity or sha256 or sample):
         return
-    if not found.items and not found.files:
+    if not found.items and not found.files and not in_advance:
         _say("All of it is forgotten already.")
     table = Table("" if yes else "would be removed", "", show_header=not yes, box=None)
     rows = {"items of the crawl": found.items, "of these usable samples": found.samples, "of these under other names": found.elsewhere}
@@ -57,6 +69,8 @@ def forget(
         )
     if found.near_duplicates:
         _say(f"{found.near_duplicates} samples that look the same as one of these stay. Name them with --sample if they are meant.")
+    if found.unknown:
+        _say(f"{len(found.unknown)} files in {run} are not this program's, and were not looked into; the first is {found.unknown[0]}.")
     if found.trained and not retrain:
         _say(
             f"The backbones of {found.trained} rounds were trained on these pictures, and their weights cannot be edited. To be rid of that too, "

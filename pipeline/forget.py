@@ -7,6 +7,7 @@ sweep that was killed is finished by the next call, and ingest leaves the same i
 """
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,15 @@ from pipeline.receipts import Progress, write_json
 from pipeline.replace import Replacement, roll_forward
 from pipeline.run_folder import claimed, read_record
 from pipeline.wanted import Found, find, require_found, rows_of, wanted_of
+
+_OURS = re.compile(
+    r"\.lock|run\.json|forgotten/(key|[^/]+\.(parquet|json))|decisions/[^/]+\.parquet|audit/.*|(.*/)?_receipt\.json"
+    r"|raw/(raw-\d+\.(tar|parquet)|identities\.parquet)|clean/(clean-\d+\.(tar|parquet)|identities\.parquet|dataset\.json)"
+    r"|manifest/part-\d+\.parquet|protected/contamination\.parquet|evaluation/(metrics|roc)\.parquet"
+    r"|rounds/\d+/(embeddings/raw-\d+\.parquet|noise/(raw-\d+\.parquet|proposals\.parquet|judge\.json|centers\.safetensors)"
+    r"|train/(backbone\.safetensors|head\.safetensors|classes\.parquet|metrics\.parquet|model\.json))",
+)
+"""Every file of a run that this program knows what to do with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +66,8 @@ class Forgetting:
     """Samples that stay and look the same as a forgotten one, by perceptual hash or embedding."""
     trained: int = 0
     """Rounds whose backbone was trained on some of the samples, which no edit takes out of its weights."""
+    unknown: tuple[str, ...] = ()
+    """Files in the run folder that no stage writes, as paths in it: nothing was looked for in them."""
 
 
 def forget(
@@ -65,12 +77,14 @@ def forget(
     contents: Sequence[str] = (),
     samples: Sequence[str] = (),
     by: str | None = None,
+    in_advance: bool = False,
     retrain: bool = False,
     yes: bool = False,
     progress: Progress | None = None,
 ) -> Forgetting:
     """Forget names, bytes (SHA-256 in hex, as crawled) and sample_ids; without `yes` nothing is changed and the counts say what would be.
 
+    `in_advance`: what the run does not have goes into the log too, so that no later `purify run` brings it in.
     `retrain`: the rounds and all that follows from them are removed too, so that the next `purify run` trains without the forgotten; what a
     backbone has learned of them goes no other way.
     With `yes` and nothing asked for, a call that was stopped half way is finished. What is forgotten already is no error.
@@ -95,7 +109,8 @@ def forget(
         known = log.read(run)
         known = known if known.key else Forgotten(log.new_key())
         found = find(layout, wanted_of(identities, contents, samples))
-        require_found(found, known, identities, contents, samples)
+        if not in_advance:
+            require_found(found, known, identities, contents, samples)
         rows = log.rows_of(found.wish, known)
         view = log.added(known, rows)
         touched = frozenset(known.mark("identity", name) for name in found.touched)
@@ -129,6 +144,7 @@ def _count(run: RunLayout, view: Forgotten, touched: frozenset[str], found: Foun
         alike=found.alike,
         near_duplicates=found.near_duplicates,
         trained=files["heads"],
+        unknown=tuple(_unknown(run)),
     )
 
 
@@ -166,6 +182,16 @@ def _left_over(run: RunLayout) -> list[Path]:
     folders = {path for place in places if place.is_dir() for path in place.glob(".*") if path.is_dir()}
     files = {path for path in run.root.rglob(".*.tmp") if path.is_file() and not any(parent in folders for parent in path.parents)}
     return sorted(folders | files)
+
+
+def _unknown(run: RunLayout) -> list[str]:
+    gone = _left_over(run)
+    found = []
+    for path in sorted(run.root.rglob("*")):
+        name = path.relative_to(run.root).as_posix()
+        if path.is_file() and not _OURS.fullmatch(name) and not any(path == one or one in path.parents for one in gone):
+            found.append(name)
+    return found
 
 
 def _recount(run: RunLayout) -> None:

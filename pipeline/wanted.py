@@ -137,5 +137,5 @@ def require_found(found: Found, known: Forgotten, names: Sequence[str], contents
             if form not in found.there and not known.has(kind, form):
                 raise BadInput(
                     f"{option} number {number} is not in this run, so nothing was forgotten. Names are compared exactly, but for Unicode form: "
-                    "`purify query RUN 'SELECT identity FROM identities'` lists them."
+                    "`purify query RUN 'SELECT identity FROM identities'` lists them. To keep it out of later crawls all the same: --in-advance."
                 )

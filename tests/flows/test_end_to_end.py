@@ -284,6 +284,29 @@ def test_a_decision_is_trained_on_in_the_next_round(finished: tuple[Path, Path, 
     assert {stage["stage"]: stage["counts"] for stage in record["stages"]}["round 2 train"]["samples"] == before - 1
 
 
+def test_a_person_is_forgotten_and_the_flow_goes_on(
+    finished: tuple[Path, Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    crawl, run = finished[0], tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    name = manifest(run).query("verdict == 'keep'")["identity"].iloc[0]
+
+    def said(*argv: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(argv))
+        assert stop.value.code in (0, None), capsys.readouterr()
+        return capsys.readouterr().out
+
+    assert "Nothing was changed" in said("forget", str(run), "--identity", name)
+    assert "Done" in said("forget", str(run), "--identity", name, "--yes")
+    reused = stages(purify(crawl, run, config()))
+    assert {stage for stage, same in reused.items() if not same} == {"audit"}, "only the page is made again"
+    assert "forgotten" in said("report", str(run), "summary")
+    said("export", str(run))
+    assert len(manifest(run)) == len(manifest(finished[1])) and name not in set(manifest(run)["identity"])
+    assert name not in (run / "audit" / "index.html").read_text()
+
+
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's first command, made small: relative folder, score at the end, and a second call that renders and trains nothing."""
     monkeypatch.chdir(tmp_path)

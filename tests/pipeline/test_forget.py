@@ -222,6 +222,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(copied: tuple[Path, Pa
     rows = [row for row in rows_of(run, "raw", "raw-*.parquet") if row["identity"] == name or row["content_sha256"] in same]
     proposed = {row["sample_id"] for row in rows_of(run, "manifest") if row["verdict"] == "relabel" and row["other_identity"] == name}
     assert said.items - len({row["sample_id"] for row in rows} | proposed) in (0, 1), "a duplicate within the name has the same sample_id"
+    assert said.unknown == (), "who adds a file to a run folder says here what forgetting does with it (_OURS)"
     assert said.elsewhere >= 1 and said.trained == 2 and said.folders == 1
     assert set(said.files) >= {"raw shards", "clean shards", "embeddings", "centers", "heads", "noise tables", "manifest parts"}
     assert (
@@ -341,6 +342,30 @@ def test_a_crawl_read_again_brings_nobody_back(copied: tuple[Path, Path, str], t
     shutil.copytree(run / "forgotten", tmp_path / "other" / "forgotten")
     ingest(moved, tmp_path / "other" / "raw", CONFIG)
     assert needles.found(tmp_path / "other") == set(), "the same bytes under another name are known again"
+
+
+def test_somebody_is_forgotten_before_the_crawl_is_read(copied: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """... or half read: the half-made shards go, and the next ingest knows."""
+    crawl, run, name = copied
+    content = next(row["content_sha256"] for row in of(run, name) if row["status"] == "ok")
+    new = RunLayout(tmp_path / "new")
+    with claimed(crawl, new):
+        (new.root / ".raw.partial-0123456789abcdef").mkdir()
+        shutil.copy(run / "raw" / "raw-000000.tar", new.root / ".raw.partial-0123456789abcdef")
+    with pytest.raises(BadInput, match="--in-advance"):
+        forget(new.root, identities=[name], yes=True)
+    forget(new.root, identities=[name], contents=[content], in_advance=True, yes=True)
+    with claimed(crawl, new):
+        ingest(crawl, new.raw, CONFIG)
+    assert Needles(run, [], name).found(new.root) == set()
+    assert content not in str(rows_of(new.root, "raw", "raw-*.parquet"))
+
+
+def test_files_of_others_are_told(copied: tuple[Path, Path, str]) -> None:
+    _, run, name = copied
+    (run / "raw" / "my notes.txt").write_text(name)
+    assert forget(run, identities=[name], yes=True).unknown == ("raw/my notes.txt",)
+    assert (run / "raw" / "my notes.txt").exists()
 
 
 def test_the_rounds_can_be_made_again_without_them(copied: tuple[Path, Path, str]) -> None:

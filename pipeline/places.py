@@ -8,6 +8,7 @@ import contextlib
 import fnmatch
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import fsspec
 from pipeline import web
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl, BadInput, PurifyError
+from pipeline.receipts import atomic
 
 Location = str | Path
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -144,6 +146,7 @@ class Look:
     """Files by level, relative to the crawl: of the folder, of its first folder, and so on; the first thousand by name. A file's own name."""
     folders: tuple[str, ...]
     """Folders of the first level, the first thousand by name."""
+    config: IngestConfig
 
     @property
     def top(self) -> tuple[str, ...]:
@@ -153,12 +156,12 @@ class Look:
 def look(crawl: str, config: IngestConfig) -> Look:
     """A look at the crawl. Raises BadCrawl when nothing is there."""
     if _is_pattern(crawl) and (found := matching(crawl, config)):
-        return Look(crawl, "pattern", (tuple(entry.path for entry in found[1]),), ())
+        return Look(crawl, "pattern", (tuple(entry.path for entry in found[1]),), (), config)
     entry = facts(crawl, config)
     if entry is None:
         raise BadCrawl(f"There is no crawl at {recorded(crawl)}. Check the path; `purify demo` makes one to try.")
     if entry.kind != "folder":
-        return Look(crawl, "file", ((name_of(crawl),),), ())
+        return Look(crawl, "file", ((name_of(crawl),),), (), config)
     levels, folders, below = [], [], ""
     for _ in range(_DEPTH):
         files, deeper = _smallest(join(crawl, below))
@@ -168,7 +171,7 @@ def look(crawl: str, config: IngestConfig) -> Look:
         if not deeper:
             break
         below = f"{below}/{deeper[0]}" if below else deeper[0]
-    return Look(crawl, "folder", tuple(levels), tuple(folders))
+    return Look(crawl, "folder", tuple(levels), tuple(folders), config)
 
 
 def _smallest(place: str) -> tuple[list[str], list[str]]:
@@ -249,6 +252,19 @@ def open_file(place: str, config: IngestConfig) -> BinaryIO:
             return cast(BinaryIO, files.open(path, "rb", block_size=_BLOCK, cache_type="readahead"))
     # O_NONBLOCK: opening a pipe would wait for a writer. O_NOFOLLOW: a link may lead out of the crawl.
     return _regular(os.open(os.fsencode(place), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+
+
+def open_seekable(place: str, config: IngestConfig) -> BinaryIO:
+    """A file in which a reader jumps about, as Parquet wants; not by http(s), which `download` is for. Raises OSError."""
+    if is_web(place):
+        raise OSError("no jumping about by http(s)")
+    return open_file(place, config)
+
+
+def download(place: str, to: Path, config: IngestConfig) -> None:
+    """Write a file to the disk, whole or not at all. Raises OSError."""
+    with atomic(to) as temporary, open_file(place, config) as file, temporary.open("wb") as written:
+        shutil.copyfileobj(file, written, _BLOCK)
 
 
 def read_file(place: str, config: IngestConfig, *, size: int | None = None) -> bytes:

@@ -6,12 +6,30 @@ SOURCES is in order of trial: the first whose `recognises` says yes reads the cr
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
-from pipeline.sources import folder, webdataset
+from pipeline.sources import folder, huggingface, img2dataset, recordio, table, webdataset
 from pipeline.sources.base import Item, Listing, Source
 
 SOURCES: dict[str, Source] = {
+    "recordio": Source(recordio.recognises, recordio.list_slices, recordio.read_slice, "insightface's train.rec, with or without .idx"),
+    "img2dataset": Source(
+        img2dataset.recognises, img2dataset.list_slices, img2dataset.read_slice, "img2dataset's tars, each with its Parquet twin"
+    ),
     "webdataset": Source(
         webdataset.recognises, webdataset.list_slices, webdataset.read_slice, "WebDataset tars with the identity in .json, .cls or .txt"
+    ),
+    "huggingface": Source(
+        huggingface.recognises,
+        huggingface.list_slices,
+        huggingface.read_slice,
+        "a Hugging Face dataset: Parquet shards, or an imagefolder",
+        huggingface.count_identities,
+    ),
+    "table": Source(
+        table.recognises,
+        table.list_slices,
+        table.read_slice,
+        "a Parquet, CSV, TSV or JSON lines table with a column of identities, and one of pictures, paths or URLs",
+        table.count_identities,
     ),
     "folder": Source(folder.recognises, folder.list_slices, folder.read_slice, "a folder per identity", folder.count_identities),
 }

@@ -130,3 +130,8 @@ def unreadable(error: OSError) -> Problem:
     if error.errno == errno.ELOOP:
         return "unreadable", "a link, which is not followed"
     return "unreadable", error.strerror or str(error) or type(error).__name__
+
+
+def text_or_none(value: object) -> str | None:
+    """A text that Parquet can hold; None for anything else."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else None

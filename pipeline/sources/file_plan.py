@@ -64,8 +64,8 @@ def read(plan: Path, number: int, config: IngestConfig) -> list[PlannedFile]:
     return [PlannedFile(bytes(path), size, extra) for path, size, extra in rows]
 
 
-def paths(plan: Path) -> Iterator[bytes]:
-    """Every path, in slicing order."""
+def paths(plan: Path) -> Iterator[tuple[bytes, str | None]]:
+    """(path, extra) of every file, in slicing order."""
     with pq.ParquetFile(plan / "files.parquet") as file:
-        for batch in file.iter_batches(columns=["path"]):
-            yield from batch.column("path").to_pylist()
+        for batch in file.iter_batches(columns=["path", "extra"]):
+            yield from zip(batch.column("path").to_pylist(), batch.column("extra").to_pylist(), strict=True)

@@ -43,7 +43,7 @@ def count_identities(plan: Path, config: IngestConfig) -> dict[str, int]:
     """Files by the folder they stand in."""
     del config
     counts: dict[str, int] = {}
-    for path in file_plan.paths(plan):
+    for path, _ in file_plan.paths(plan):
         folder, slash, _ = os.fsdecode(path).partition("/")
         if slash:
             counts[named(folder)[0]] = counts.get(named(folder)[0], 0) + 1

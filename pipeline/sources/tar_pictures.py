@@ -49,9 +49,14 @@ class _Part:
 def list_tars(crawl: str, plan: Path, config: IngestConfig) -> tuple[Listing, list[places.Entry]]:
     """The listing, a slice a tar, and the tars; their paths go into the plan."""
     base, tars = places.matching(crawl, config, SUFFIXES)
-    (plan / "tars.json").write_text(json.dumps({"base": base, "tars": [tar.path for tar in tars]}), "utf-8")
+    write_tars(plan, base, [tar.path for tar in tars])
     digest = sum(digest_of(places.name_of(places.join(base, tar.path)), tar.size, tar.mark) for tar in tars) % 2**128
     return Listing(len(tars), sum(tar.size for tar in tars), len(tars), f"{digest:032x}"), tars
+
+
+def write_tars(plan: Path, base: str, paths: list[str]) -> None:
+    """Put the tars, a slice each, into the plan."""
+    (plan / "tars.json").write_text(json.dumps({"base": base, "tars": paths}), "utf-8")
 
 
 def tar_of(plan: Path, number: int) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
-from pipeline.sources.base import PICTURES, Item, Listing, named
+from pipeline.sources.base import PICTURES, Item, Listing, named, text_or_none
 from pipeline.sources.tar_pictures import SUFFIXES, TarPicture, facts_of, list_tars, read_pictures, tar_of
 
 
@@ -54,8 +54,3 @@ def _item(found: TarPicture, config: IngestConfig) -> Item:
         caption=text_or_none(facts.get("caption")),
         problem=found.problem or problem,
     )
-
-
-def text_or_none(value: object) -> str | None:
-    """A text that Parquet can hold; None for anything else."""
-    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else None

@@ -20,14 +20,13 @@ _COLUMNS = ("key", "status", "error_message", "url", "caption")
 
 
 def recognises(look: places.Look) -> bool:
-    """True for a folder in whose first level that has tars one has a twin with the columns `key` and `status`."""
+    """True for a folder that has, beside its first tars, Parquet with the columns `key` and `status`."""
     if look.kind != "folder":
         return False
     for level in look.levels:
-        twins = {name for name in level if name.endswith(".parquet")}
-        for name in level:
-            if name.endswith(".tar") and _twin(name) in twins:
-                return _is_twin(places.join(look.crawl, _twin(name)), look.config)
+        if any(name.endswith(".tar") for name in level):
+            twins = [name for name in level if name.endswith(".parquet")]
+            return any(_is_twin(places.join(look.crawl, name), look.config) for name in twins[:3])
     return False
 
 

@@ -1,0 +1,425 @@
+"""Damage and hostile names, source by source: what is whole is read, what is not is a row, nothing is run, followed or written."""
+
+import io
+import itertools
+import json
+import os
+import struct
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import recordio
+from pipeline.config import IngestConfig
+from pipeline.errors import BadCrawl
+from pipeline.recordio import MAGIC
+from pipeline.sources.base import MAX_IDENTITY_BYTES, bad_key, named, uri_text
+from pipeline.tars import Member, read_members
+from tests.pipeline.crawl_forms import (
+    FORMS,
+    folder,
+    image_record,
+    img2dataset,
+    items_of,
+    people,
+    picture,
+    rec_bytes,
+    record,
+    status_of,
+    tar_bytes,
+    webdataset,
+    write,
+)
+
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+
+
+def members_of(content: bytes, limit: int = 10**6) -> tuple[dict[str, bytes | None], list[str]]:
+    found = list(read_members(io.BytesIO(content), limit=lambda _: limit))
+    return {one.name: one.content for one in found if isinstance(one, Member)}, [one for one in found if isinstance(one, str)]
+
+
+# --- tars
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_tars_are_read_as_tarfile_reads_them(form: int) -> None:
+    members = [("a/b.jpg", b"x" * 1500), ("empty", b""), ("Zoë.json", b"{}"), ("block", b"y" * 512)]
+    if form != tarfile.USTAR_FORMAT:
+        members.append(("long/" * 60 + "name.jpg", b"z"))
+    content = tar_bytes(members, form=form)
+    assert members_of(content) == (dict(members), [])
+    twice = members_of(content + tar_bytes([("second", b"2")]))
+    assert twice == ({**dict(members), "second": b"2"}, []), "tars behind one another"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_cut_of_a_tar_is_told(form: int) -> None:
+    members = [(f"{n}.jpg", bytes([n]) * (300 * n + 1)) for n in range(5)]
+    content = tar_bytes(members, form=form)
+    end = len(content.rstrip(b"\0")) + -len(content.rstrip(b"\0")) % 512
+    assert members_of(content[: end + 512])[1] == [], "one block of zeros is an end"
+    for cut in [*range(0, end + 1, 512), *range(7, end, 301)]:
+        found, damage = members_of(content[:cut])
+        assert len(damage) == 1, (cut, damage)
+        assert set(found.items()) <= set(dict(members).items()), "no half member is ever given"
+
+
+def test_a_broken_header_costs_its_member_and_no_more() -> None:
+    members = [(f"{n}.jpg", bytes([65 + n]) * 700) for n in range(6)]
+    content = bytearray(tar_bytes(members, form=tarfile.USTAR_FORMAT))
+    for place in (0, 2, 5):
+        hurt = bytearray(content)
+        hurt[place * 1536 + 150] ^= 255
+        found, damage = members_of(bytes(hurt))
+        assert found == {name: text for n, (name, text) in enumerate(members) if n != place}
+        assert damage == [f"has no sound header at byte {place * 1536}; looking for the next one"]
+
+
+def test_lengths_in_headers_take_no_memory_and_no_place_outside() -> None:
+    huge = tarfile.TarInfo("huge.jpg")
+    huge.size = 10**15
+    head = huge.tobuf(tarfile.GNU_FORMAT)
+    assert members_of(head + b"x" * 1000) == ({}, ["ends inside 'huge.jpg'; what followed is lost"])
+    negative = bytearray(tarfile.TarInfo("n.jpg").tobuf(tarfile.GNU_FORMAT))
+    negative[124:136] = b"\xff" * 12
+    negative[148:156] = b" " * 8
+    negative[148:155] = b"%06o\0" % sum(negative)
+    assert members_of(bytes(negative) + tar_bytes([("a", b"1")]))[0] == {"a": b"1"}
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 21
+    content = long_name.tobuf(tarfile.GNU_FORMAT) + b"n" * (1 << 21) + tar_bytes([("a.jpg", b"1")])
+    found, damage = members_of(content)
+    assert found == {"a.jpg": b"1"} and len(damage) == 1 and "extended header" in damage[0]
+
+
+def test_links_devices_and_sparse_files_come_without_content() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind in (("s.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.CHRTYPE), ("p.jpg", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        info = tarfile.TarInfo("folder")
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    found = {one.name: one.problem for one in read_members(io.BytesIO(buffer.getvalue()), limit=lambda _: 10) if isinstance(one, Member)}
+    link = "a link, which is not followed"
+    assert found == {"s.jpg": link, "h.jpg": link, "c.jpg": "no regular file", "p.jpg": "no regular file"}
+
+
+def test_hostile_members_are_rows_that_say_why(tmp_path: Path) -> None:
+    who = json.dumps({"identity": "A"}).encode()
+    hostile = ["../../evil.jpg", "/abs.jpg", "a/../b.jpg", ".jpg", "new\nline.jpg", "C:\\x.jpg", "x\\..\\y.jpg"]
+    members = [(name, picture(n)) for n, name in enumerate(hostile)]
+    members += [("good.jpg", picture(50)), ("good.json", who), ("run.pickle", b"cos\nsystem\n(S'touch pwned'\ntR."), ("run.pyd", b"x")]
+    crawl = write(tmp_path / "crawl", {"a.tar": tar_bytes(members)})
+    items = items_of(crawl, tmp_path / "plan")
+    found = status_of(items)
+    assert {uri for uri, status in found.items() if status == "bad_key"} == {f"a.tar/{uri_text(name)}" for name in hostile}
+    assert found["a.tar/good.jpg"] == "ok" and found["a.tar/run.pickle"] == "unsupported_format" and len(found) == 9
+    assert all(item.source_uri.isprintable() for item in items)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "crawl", "plan", "tars.json"], "nothing was written anywhere"
+
+
+def test_half_samples_are_told_and_dotted_names_find_their_own(tmp_path: Path) -> None:
+    def named_by(name: str) -> bytes:
+        return json.dumps({"identity": name}).encode()
+
+    members = [
+        *[
+            ("J.Smith_1.jpg", picture(1)),
+            ("J.Smith_1.json", named_by("Smith")),
+            ("J.Brown_1.jpg", picture(2)),
+            ("J.Brown_1.json", named_by("Brown")),
+        ],
+        *[("late.jpg", picture(3)), ("other.jpg", picture(4)), ("other.cls", b"7"), ("late.json", named_by("Late"))],
+        *[
+            ("twice.jpg", picture(5)),
+            ("twice.cls", b"1"),
+            ("x.jpg", picture(6)),
+            ("x.cls", b"2"),
+            ("twice.jpg", picture(7)),
+            ("twice.cls", b"3"),
+        ],
+        *[("Ab.jpg", picture(8)), ("Ab.cls", b"4"), ("ab.jpg", picture(9)), ("ab.cls", b"5")],
+    ]
+    items = items_of(write(tmp_path / "crawl", {"a.tar": tar_bytes(members)}), tmp_path / "plan")
+    assert {(item.source_uri.removeprefix("a.tar/"), item.identity, item.problem[0] if item.problem else "ok") for item in items} == {
+        *[("J.Smith_1.jpg", "Smith", "ok"), ("J.Brown_1.jpg", "Brown", "ok"), ("other.jpg", "7", "ok"), ("x.jpg", "2", "ok")],
+        *[("late.jpg", "", "bad_identity"), ("late.json", "", "bad_key"), ("twice.jpg", "1", "ok"), ("twice.jpg#2", "3", "bad_key")],
+        *[("Ab.jpg", "4", "ok"), ("ab.jpg", "5", "ok")],
+    }
+
+
+def test_nested_and_gzipped_tars(tmp_path: Path) -> None:
+    crawl = webdataset(tmp_path / "crawl" / "part1", people()).parent
+    (crawl / "part2").mkdir()
+    for path in sorted((crawl / "part1").iterdir())[2:]:
+        path.rename(crawl / "part2" / path.name)
+    plain = status_of(items_of(crawl, tmp_path / "plan"))
+    assert len(plain) == 14 and "part2/00002.tar/20003.jpg" in plain
+    members = [("a.jpg", picture(1)), ("a.cls", b"A"), ("b.jpg", picture(2)), ("b.cls", b"B")]
+    zipped = tar_bytes(members, mode="w:gz")
+    write(tmp_path / "zipped", {"a.tar.gz": zipped, "b.tgz": zipped[: len(zipped) // 2]})
+    found = status_of(items_of(tmp_path / "zipped", tmp_path / "plan2"))
+    assert found["a.tar.gz/a.jpg"] == found["a.tar.gz/b.jpg"] == "ok" and found["b.tgz#damage"] == "unreadable"
+
+
+# --- RecordIO
+
+
+def read_all(content: bytes, limit: int = 10**6) -> list[recordio.Record]:
+    return list(recordio.read(io.BytesIO(content), 0, len(content), len(content), limit=limit))
+
+
+def test_records_of_several_parts_come_back_whole() -> None:
+    contents = [
+        b"",
+        b"a",
+        b"abcd",
+        MAGIC,
+        MAGIC * 3,
+        b"abcd" + MAGIC,
+        b"abc" + MAGIC + b"x",
+        b"abcd" + MAGIC + b"efgh" + MAGIC + MAGIC + b"i",
+        b"x" * 5000,
+    ]
+    stream = b"".join(map(record, contents))
+    assert [one.content for one in read_all(stream)] == contents
+    assert list(recordio.starts(io.BytesIO(stream), len(stream))) == [one.start for one in read_all(stream)]
+
+
+@pytest.mark.parametrize("kind", ["magic", "longer", "shorter", "much longer", "flag", "zeros"])
+def test_a_damaged_record_costs_itself_and_says_so(kind: str) -> None:
+    contents = [bytes([n]) * (400 + 4 * n) for n in range(10)]
+    records = [record(one) for one in contents]
+    for place in (0, 4, 9):
+        hurt = bytearray(b"".join(records))
+        at = sum(map(len, records[:place]))
+        length = len(contents[place])
+        wrong = {"longer": length + 100, "shorter": length - 100, "much longer": 2**29 - 1, "flag": length | 5 << 29}
+        if kind == "magic":
+            hurt[at] ^= 1
+        elif kind == "zeros":
+            hurt[at : at + 200] = bytes(200)
+        else:
+            hurt[at + 4 : at + 8] = struct.pack("<I", wrong[kind])
+        found = read_all(bytes(hurt))
+        whole = [one.content for one in found if one.problem is None]
+        others = contents[:place] + contents[place + 1 :]
+        assert [one for one in whole if one in others] == others, (kind, place)
+        assert len([one for one in found if one.problem]) == 1, (kind, place)
+        assert found[0].start == 0 and all(one.end == two.start for one, two in itertools.pairwise(found)), "no byte is left out"
+
+
+def test_a_record_file_cut_anywhere_gives_what_is_whole() -> None:
+    contents = [bytes([n + 1]) * (50 + n) for n in range(6)]
+    stream = b"".join(map(record, contents))
+    for cut in range(1, len(stream)):
+        found = read_all(stream[:cut])
+        whole = [one.content for one in found if one.problem is None]
+        assert whole == contents[: len(whole)]
+        ends = [sum(len(record(one)) for one in contents[: n + 1]) for n in range(len(contents))]
+        assert len(whole) == sum(end <= cut for end in ends)
+        assert sum(one.problem is not None for one in found) == (cut not in ends)
+
+
+def test_records_may_be_larger_than_allowed() -> None:
+    stream = record(b"x" * 5000) + record(b"abcd" + MAGIC + b"y" * 5000) + record(b"z")
+    assert [(one.too_large, one.content) for one in read_all(stream, limit=100)] == [(True, b""), (True, b""), (False, b"z")]
+
+
+def test_labels_of_records(tmp_path: Path) -> None:
+    labels: list[float | tuple[float, ...]] = [3.0, (4.0, 0.0), (5.0,), 1.5, float("nan"), 2.0**25]
+    stream = b"".join(record(image_record(label, n, picture(n))) for n, label in enumerate(labels))
+    stream += record(b"short") + record(struct.pack("<IfQQ", 2**31, 0, 0, 0)) + record(image_record(6.0, 9, b""))
+    items = items_of(write(tmp_path / "crawl", {"train.rec": stream}), tmp_path / "plan", IngestConfig())
+    assert [(item.identity, item.problem[0] if item.problem else "ok") for item in items] == [
+        *[("3", "ok"), ("4", "ok"), ("5", "ok"), ("", "bad_identity"), ("", "bad_identity"), ("33554432", "bad_identity")],
+        *[("", "unreadable"), ("", "unreadable"), ("6", "ok")],
+    ]
+    assert items[-1].content == b"", "a picture of no bytes is an item; ingest calls it empty"
+
+
+def test_an_index_is_a_help_and_no_authority(tmp_path: Path) -> None:
+    stream, index = rec_bytes(people(each=8))
+    lines = index.decode().splitlines()
+    whole = status_of(items_of(write(tmp_path / "whole", {"train.rec": stream, "train.idx": index}), tmp_path / "plan"))
+    for number, wrong in enumerate(
+        ["\n".join(lines[::7]), "\n".join(f"{n}\t{n * 123 * 4}" for n in range(99)), "no index", "1\t-5\n2\t99999999999999999999"]
+    ):
+        crawl = write(tmp_path / str(number), {"train.rec": stream, "train.idx": wrong.encode()})
+        assert status_of(items_of(crawl, tmp_path / f"plan{number}")) == whole, wrong[:20]
+
+
+# --- tables, img2dataset, Hugging Face
+
+
+def test_cells_of_a_table(tmp_path: Path) -> None:
+    write(tmp_path, {"outside.jpg": picture(0), "crawl/in/a.jpg": picture(1), "crawl/in/big.jpg": b"x" * 5000})
+    (tmp_path / "crawl" / "link.jpg").symlink_to(tmp_path / "outside.jpg")
+    (tmp_path / "crawl" / "door").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "crawl" / "pipe.jpg")
+    cells = {
+        "in/a.jpg": "ok",
+        "./in//a.jpg": "ok",
+        "../outside.jpg": "bad_key",
+        str(tmp_path / "outside.jpg"): "bad_key",
+        "in/../in/a.jpg": "bad_key",
+        "a\0b.jpg": "bad_key",
+        "file:///etc/passwd": "bad_key",
+        "pipe:cat /etc/passwd": "bad_key",
+        "ftp://example.org/a.jpg": "unreadable",
+        "http://127.0.0.1:9/a.jpg": "unreadable",
+        "link.jpg": "unreadable",
+        "door/outside.jpg": "unreadable",
+        "pipe.jpg": "unreadable",
+        "in": "unreadable",
+        "gone.jpg": "unreadable",
+        "in/big.jpg": "too_large",
+        "": "unreadable",
+    }
+    rows = [{"identity": "A", "path": cell} for cell in cells]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "crawl" / "t.parquet")
+    items = items_of(tmp_path / "crawl" / "t.parquet", tmp_path / "plan", IngestConfig(max_item_bytes=4000))
+    assert dict(zip(cells, status_of(items).values(), strict=True)) == cells
+    assert [item.content for item in items if item.problem is None] == [picture(1)] * 2
+
+
+def test_identities_of_a_table(tmp_path: Path) -> None:
+    decomposed, composed = "Zoe\u0308", "Zo\u00eb"
+    rows = [decomposed, composed, "", "  ", None, "x" * 1025, "é" * 513, "x" * 1024, "zoë", "O'Brien; drop table"]
+    pq.write_table(pa.Table.from_pylist([{"identity": name, "image": picture(n)} for n, name in enumerate(rows)]), tmp_path / "t.parquet")
+    items = items_of(tmp_path / "t.parquet", tmp_path / "plan")
+    assert [(item.identity, item.problem is None) for item in items] == [
+        *[(composed, True), (composed, True), ("", False), ("", False), ("", False), ("x" * 64 + "…", False), ("é" * 64 + "…", False)],
+        *[("x" * 1024, True), ("zoë", True), ("O'Brien; drop table", True)],
+    ]
+    assert {item.problem[0] for item in items if item.problem} == {"bad_identity"}
+
+
+def test_numbers_for_names_survive_pandas(tmp_path: Path) -> None:
+    for number, values in enumerate(([7, 8], [7.0, None], [7.5, 8.0])):
+        table = pa.table({"identity": values, "image": [picture(0), picture(1)]})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    found = [[item.identity for item in items_of(tmp_path / f"{n}.parquet", tmp_path / f"plan{n}")] for n in range(3)]
+    assert found == [["7", "8"], ["7", ""], ["", "8"]]
+
+
+def test_tables_that_lack_a_column_say_what_they_have(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("who,path\nA,a.jpg\n")
+    with pytest.raises(BadCrawl, match=r"no column 'identity'; it has 'who', 'path'. Name it by --set ingest.identity_key=NAME"):
+        items_of(tmp_path / "a.csv", tmp_path / "plan")
+    assert len(items_of(tmp_path / "a.csv", tmp_path / "plan", IngestConfig(identity_key="who"))) == 1
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BadCrawl, match="cannot be read as a table"):
+        items_of(tmp_path / "b.parquet", tmp_path / "plan")
+    (tmp_path / "c.csv").write_text("")
+    with pytest.raises(BadCrawl, match="is an empty table"):
+        items_of(tmp_path / "c.csv", tmp_path / "plan")
+
+
+def test_a_damaged_row_group_is_a_row(tmp_path: Path) -> None:
+    rows = [{"identity": "A", "image": os.urandom(300)} for _ in range(40)]
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10, compression="zstd", use_dictionary=False)
+    at = pq.ParquetFile(path).metadata.row_group(2).column(1).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[at : at + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    found = status_of(items_of(path, tmp_path / "plan", IngestConfig(samples_per_shard=10)))
+    assert {uri for uri, status in found.items() if status != "ok"} == {"t.parquet#damage=20"} and len(found) == 31
+
+
+def test_jsonl_lines_that_are_none_are_rows(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "a.jpg": picture(1),
+            "t.jsonl": b'{"identity": "A", "path": "a.jpg", "landmarks": [[1, 2]]}\n{broken\n[1]\n\n{"identity": 5, "path": "a.jpg"}\n',
+        },
+    )
+    items = items_of(tmp_path / "t.jsonl", tmp_path / "plan")
+    assert [item.identity for item in items] == ["A", "", "", "5"] and items[0].landmarks == [[1, 2]]
+    assert [item.problem[0] if item.problem else "ok" for item in items] == ["ok", "unreadable", "unreadable", "ok"]
+
+
+def test_img2datasets_failures_and_losses_are_rows(tmp_path: Path) -> None:
+    crawl = img2dataset(tmp_path / "crawl", people())
+    items = {item.source_uri: item for item in items_of(crawl, tmp_path / "plan")}
+    failed = items["00000.parquet#key=000009999"]
+    assert failed.problem == ("unreadable", "failed_to_download: HTTP Error 404: Not Found")
+    assert (failed.identity, failed.source_url, failed.caption) == ("0", "https://example.org/gone.jpg", "gone")
+    assert (
+        items["00000.tar/000000003.jpg"].caption == "a face, 3"
+        and items["00000.tar/000000003.jpg"].source_url == "https://example.org/3.jpg"
+    )
+    tar = crawl / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    found = status_of(items_of(crawl, tmp_path / "plan"))
+    pictures = sum(uri.startswith("00000.tar/") for uri in found)
+    lost = sum(uri.startswith("00000.parquet#key") for uri in found)
+    assert found["00000.tar#damage"] == "unreadable" and 0 < pictures < 14 and pictures + lost == 15
+    tar.unlink()
+    (crawl / "00001.tar").write_bytes(tar_bytes([("1.jpg", picture(1))]))
+    (crawl / "00001.parquet").write_bytes(b"PAR1")
+    found = status_of(items_of(crawl, tmp_path / "plan"))
+    assert found["00001.parquet#damage"] == "unreadable" and found["00001.tar/1.jpg"] == "bad_identity"
+    assert sum(uri.startswith("00000.parquet#key") for uri in found) == 15
+
+
+def test_metadata_and_files_of_an_imagefolder_are_both_accounted_for(tmp_path: Path) -> None:
+    lines = ["file_name,label", "1.jpg,A", "gone.jpg,A", "../../etc/passwd.jpg,A", "2.jpg,", "1.jpg,A"]
+    files = {
+        "train/1.jpg": picture(1),
+        "train/2.jpg": picture(2),
+        "train/3.jpg": picture(3),
+        "train/metadata.csv": "\n".join(lines).encode(),
+    }
+    found = status_of(items_of(write(tmp_path / "crawl", files), tmp_path / "plan"))
+    assert found == {
+        "train/1.jpg": "ok",
+        "train/2.jpg": "bad_identity",
+        "train/3.jpg": "bad_identity",
+        "train/gone.jpg": "unreadable",
+        "train/../../etc/passwd.jpg": "bad_key",
+    }
+
+
+def test_class_names_may_stand_in_the_readme(tmp_path: Path) -> None:
+    crawl = FORMS["hugging face, parquet"][1](tmp_path / "crawl", people())
+    for path in (crawl / "data").iterdir():
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    head = "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+    (crawl / "README.md").write_text(head + "".join(f"          '{n}': Person {n}\n" for n in range(4)) + "---\n# Faces\n")
+    assert {item.identity for item in items_of(crawl, tmp_path / "plan")} == {f"Person {n}" for n in range(4)}
+
+
+# --- names
+
+
+def test_folders_keep_names_apart_and_links_shut(tmp_path: Path) -> None:
+    crawl = folder(tmp_path / "crawl", {"Ann": [picture(1)], "ann": [picture(2)], "Zoe\u0308": [picture(3)], "Zo\u00eb": [picture(4)]})
+    write(crawl, {"a\\x0a/1.jpg": picture(5), "a\n/1.jpg": picture(6), "loose.jpg": picture(7)})
+    (crawl / "linked").symlink_to(crawl / "Ann")
+    items = items_of(crawl, tmp_path / "plan")
+    found = status_of(items)
+    assert all(uri.isprintable() for uri in found) and len(found) == 8
+    assert {item.identity for item in items if item.problem is None} == {"Ann", "ann", "Zo\u00eb", "a\\x0a", "a\n"}
+    assert {uri: status for uri, status in found.items() if status != "ok"} == {
+        "loose.jpg": "bad_identity",
+        "linked": "bad_identity",
+    } or found["linked"] == "unreadable"
+
+
+def test_rules_of_names() -> None:
+    assert named("Zoe\u0308") == ("Zo\u00eb", None) and named(7) == ("7", None) and named(" a ") == (" a ", None)
+    assert all(named(value)[1] is not None for value in (None, True, 1.5, [], "", " ", "x" * (MAX_IDENTITY_BYTES + 1)))
+    assert named("x" * MAX_IDENTITY_BYTES)[1] is None
+    assert bad_key("a/b.jpg") is None and bad_key("a b/..c.jpg") == ("bad_key", "a name without a stem")
+    texts = ["a\\n", "a\n", "a\\\\n", "a\udcff", "a\\xff", "a\u2028", "a\\u2028"]
+    assert len({uri_text(text) for text in texts}) == len(texts) and all(uri_text(text).isprintable() for text in texts)

@@ -85,8 +85,11 @@ def _crop_as_is(picture: Picture, config: IngestConfig) -> tuple[bytes, Pixels]:
         )
     if width == side:
         return picture.jpeg or _encoded(picture.pixels, config), picture.pixels
+    pixels = picture.pixels
+    while len(pixels) >= 4 * side and len(pixels) % 2 == 0:  # halves are means of whole pixels, and three times as fast as the rest
+        pixels = np.asarray(cv2.resize(pixels, (len(pixels) // 2, len(pixels) // 2), interpolation=cv2.INTER_AREA), np.uint8)
     way = cv2.INTER_AREA if width > side else cv2.INTER_CUBIC
-    pixels = np.asarray(cv2.resize(picture.pixels, (side, side), interpolation=way), np.uint8)
+    pixels = np.asarray(cv2.resize(pixels, (side, side), interpolation=way), np.uint8)
     return _encoded(pixels, config), pixels
 
 

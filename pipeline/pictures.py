@@ -80,13 +80,14 @@ def decode(content: bytes, config: IngestConfig) -> Picture:
             raise Refused("bomb", f"{scans} scans or more", size)
         if facts is not None and facts.is_plain:
             _check_size((facts.width, facts.height), config)
-            fast = _plain_jpeg(content, facts)
+            fast = plain_jpeg(content, facts)
             if fast is not None:
                 return fast
     return _by_pillow(content, form, config)
 
 
-def _plain_jpeg(content: bytes, facts: jpeg.Header) -> Picture | None:
+def plain_jpeg(content: bytes, facts: jpeg.Header) -> Picture | None:
+    """A plain JPEG by the fast decoder; None when that has anything to complain about, which leaves it to Pillow."""
     whole = content[: jpeg.end_of(content, facts.scan)]
     try:
         pixels = simplejpeg.decode_jpeg(whole, colorspace="RGB", strict=True)

@@ -17,7 +17,7 @@ def aligned(pixels: Pixels, landmarks_px: NDArray[np.float64], side: int) -> Pix
     """The crop [side, side, 3] that brings the five points onto the ArcFace template; black where it reaches beyond the picture.
 
     Where the face is larger than the crop, by `s` (pixels of the picture per pixel of the crop), each pixel of the crop is the mean of
-    `k x k` bilinear samples, `k = ceil(s - 0.5)`. From `s = 4` on what lies under the crop is first reduced by areas, to 2 <= s < 3.
+    `k x k` bilinear samples, `k = ceil(s - 0.5)`. From `s = 4` on what lies under the crop is first halved, to 2 <= s < 4.
 
     Raises ValueError: for points that determine no alignment, or lie further outside of the picture than it is wide or high.
     """
@@ -25,7 +25,7 @@ def aligned(pixels: Pixels, landmarks_px: NDArray[np.float64], side: int) -> Pix
     extent = np.array(pixels.shape[1::-1])
     if (landmarks_px < -extent).any() or (landmarks_px > 2 * extent).any():
         raise ValueError("the landmarks lie far outside of the picture: give them in pixels of the upright picture")
-    step = max(1, int(shrinkage(matrix) / 2))
+    step = max(1, 2 ** int(math.log2(max(1.0, shrinkage(matrix) / 2))))  # halves, which OpenCV averages fastest
     if step >= 2 or max(pixels.shape) > _MAX_WARP_PX:
         pixels, matrix = _reduced_under(pixels, matrix, side, step)
     fine = max(1, math.ceil(shrinkage(matrix) - 0.5))

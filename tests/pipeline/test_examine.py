@@ -276,7 +276,7 @@ def strictly(content: bytes) -> Pixels | None:
     header = jpeg.read_header(content)
     if header is None or not header.is_plain:
         return None
-    picture = pictures._plain_jpeg(content, header)
+    picture = pictures.plain_jpeg(content, header)
     return None if picture is None else picture.pixels
 
 
@@ -439,3 +439,11 @@ def test_the_same_item_gives_the_same_bytes() -> None:
     assert examine(Item("a/b", "a", content), CONFIG) == examine(Item("a/b", "a", content), CONFIG)
     _, crop = finding(content)
     assert crop is not None and simplejpeg.decode_jpeg_header(crop)[:2] == (112, 112)
+
+
+@pytest.mark.parametrize("side", [113, 250, 447, 448, 641, 896])
+def test_a_square_picture_is_shrunk_by_areas(side: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    wanted = cv2.resize(pixels.astype(np.float32), (112, 112), interpolation=cv2.INTER_AREA)
+    _, crop = finding(coded(pixels, "PNG"), config=IngestConfig(jpeg_quality=100))
+    assert np.abs(pixels_of(crop) - wanted).mean() < 2.0

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import questions, upkeep
+from flows import crawls, questions, upkeep
 from pipeline.config import Config, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, located, recorded
@@ -25,6 +25,7 @@ app = App(
     help="Clean a raw web face crawl with sub-center ArcFace: find the wrong faces, keep a row for every decision, export clean shards.",
     help_epilogue="Try it:  purify demo        Your crawl:  purify run CRAWL RUN --preset cpu        Ask:  purify report RUN",
 )
+crawls.add_to(app)
 questions.add_to(app)
 upkeep.add_to(app)
 DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]

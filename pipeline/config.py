@@ -48,7 +48,7 @@ class IngestConfig:
     identity_key: str = "identity"
     """Where a sample's `.json`, or a column of a table, names its identity."""
     image_column: str | None = None
-    """Column of a table that holds paths or bytes; unset, the first of `image`, `bytes`, `jpg`, `path`, `file_name`, `url` that is there."""
+    """Column of a table that holds paths or bytes; unset, the first of `image`, `bytes`, `jpg`, `png`, `path`, `file_name`, `url` that is there."""
     detector: Literal["none", "landmarks", "yunet", "scrfd"] = "none"
     """`none`: pictures are crops, or have landmarks beside them. `landmarks`: five points of `ingest.landmarks`. Else a model finds the faces."""
     detector_model: str | None = None
@@ -65,6 +65,7 @@ class IngestConfig:
     max_bad_items: Fraction = 0.8
     """Stop before training when more than this share of the items is neither a sample nor a duplicate."""
     url_timeout_s: Positive = 60.0
+    """For a picture by URL as a whole; for a tar or table by URL, of silence."""
     url_max_bytes: Count = 2**40
     """Of one tar or table read by URL."""
     allow_private_addresses: bool = False

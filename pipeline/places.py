@@ -6,6 +6,7 @@ first. All other URLs go through fsspec, and what a backend raises is told with 
 
 import contextlib
 import fnmatch
+import io
 import os
 import re
 import shutil
@@ -106,6 +107,14 @@ def facts(place: str, config: IngestConfig) -> Entry | None:
         return None
     except OSError as error:
         raise BadCrawl(f"{place} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def is_folder(place: str, config: IngestConfig) -> bool:
+    """True when a folder stands there."""
+    if is_web(place) or _is_pattern(place):
+        return False
+    found = facts(place, config)
+    return found is not None and found.kind == "folder"
 
 
 def children(place: str) -> Iterator[Entry]:
@@ -249,7 +258,7 @@ def open_file(place: str, config: IngestConfig) -> BinaryIO:
     if is_remote(place):
         with _as_os_error():
             files, path = _backend(place)
-            return cast(BinaryIO, files.open(path, "rb", block_size=_BLOCK, cache_type="readahead"))
+            return cast(BinaryIO, io.BufferedReader(_Guarded(files.open(path, "rb", block_size=_BLOCK, cache_type="readahead")), 1 << 16))
     # O_NONBLOCK: opening a pipe would wait for a writer. O_NOFOLLOW: a link may lead out of the crawl.
     return _regular(os.open(os.fsencode(place), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
 
@@ -303,6 +312,35 @@ def read_inside(place: str, path: str, config: IngestConfig) -> bytes:
         os.close(handle)
     with _regular(opened) as file:
         return _read(file, config.max_item_bytes)
+
+
+class _Guarded(io.RawIOBase):
+    """A file of a backend, whose errors are OSErrors here."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _as_os_error():
+            piece = self._file.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _regular(handle: int) -> BinaryIO:

@@ -66,7 +66,7 @@ def is_table(path: str) -> bool:
 
 def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     """Find the columns and cut the rows into slices. Raises BadCrawl when a table lacks the columns, with those that it has."""
-    if not places.is_web(crawl) and (entry := places.facts(crawl, config)) is not None and entry.kind == "folder":
+    if places.is_folder(crawl, config):
         found = [one for one in places.children(crawl) if one.kind == "file" and is_table(one.path) and not one.path.startswith((".", "_"))]
         return list_tables(crawl, sorted(found, key=lambda one: one.path), plan, config)
     base, files = places.matching(crawl, config, SUFFIXES)

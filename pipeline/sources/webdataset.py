@@ -20,7 +20,7 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     listing, tars = list_tars(crawl, plan, config)
     if not tars:
         raise BadCrawl(f"{places.recorded(crawl)} holds no tar. WebDataset shards are named .tar, .tar.gz or .tgz.")
-    if not places.is_web(crawl) and places.matching(crawl, config)[0] == crawl:
+    if places.is_folder(crawl, config):
         loose = sum(entry.path.rpartition(".")[2].lower() in PICTURES for entry in places.walk(crawl))
         if loose:
             raise BadCrawl(

@@ -1,8 +1,10 @@
 """Crawls elsewhere: a real S3 server and real http servers, both on loopback. Where an address may lead is decided before anything is sent."""
 
+import datetime
 import http.server
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,11 +151,13 @@ Answers = dict[str, bytes | Callable[[Handler], None]]
 
 
 @contextmanager
-def serving(answers: Answers) -> Iterator[tuple[str, list[tuple[str, str, str | None]]]]:
+def serving(answers: Answers, context: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[tuple[str, str, str | None]]]]:
     """(address, requests so far)"""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.answers, server.asked = answers, []  # type: ignore[attr-defined]
     server.daemon_threads = True
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -386,6 +390,38 @@ def test_redirects_are_checked_like_any_url() -> None:
             with pytest.raises(Refused, match="no public address"):
                 web.fetch(f"{url}/a", LIMITS)
         assert len(seen) > 1
+
+
+def test_https_is_held_to_its_certificate_though_the_address_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    today = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), today, today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (tmp_path / "both.pem").write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    downgrade: Answers = {"/a.jpg": b"well", "/down": lambda it: it.whole(b"", status=302, Location="http://localhost/a.jpg")}
+    with serving(downgrade, context) as (url, _):
+        port = url.rpartition(":")[2]
+        with pytest.raises(OSError, match="certificate verify failed"):
+            web.fetch(f"https://localhost:{port}/a.jpg", LIMITS)
+        trusting = ssl.create_default_context(cafile=tmp_path / "both.pem")
+        monkeypatch.setattr(web.ssl, "create_default_context", lambda: trusting)
+        assert web.fetch(f"https://localhost:{port}/a.jpg", LIMITS) == b"well"
+        with pytest.raises(OSError, match="certificate verify failed"):
+            web.fetch(f"https://127.0.0.1:{port}/a.jpg", LIMITS)
+        with pytest.raises(Refused, match="from https to http"):
+            web.fetch(f"https://localhost:{port}/down", LIMITS)
 
 
 def test_records_hold_no_signature() -> None:

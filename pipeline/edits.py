@@ -142,12 +142,9 @@ def _identities(run: RunLayout, rounds: list[RoundLayout], forgotten: Forgotten,
     items: Counter[str] = Counter()
     samples: Counter[str] = Counter()
     for stem in shards.shard_stems(run.raw):
-        path = run.raw / f"{stem}.parquet"
-        table = found.table if (found := scrub.scrub_table(path, forgotten)) else pq.read_table(path, columns=["identity", "status"])
-        items.update(table["identity"].to_pylist())
-        samples.update(
-            name for name, status in zip(table["identity"].to_pylist(), table["status"].to_pylist(), strict=True) if status == "ok"
-        )
+        names, statuses = scrub.names_left(run.raw / f"{stem}.parquet", forgotten)
+        items.update(names)
+        samples.update(name for name, status in zip(names, statuses, strict=True) if status == "ok")
     old = pq.read_table(run.identities)
     rows = [{"identity": name, "items": items[name], "samples": samples[name]} for name in sorted(items)]
     new = pa.Table.from_pylist(rows, schema=tables.IDENTITIES)

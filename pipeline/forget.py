@@ -178,10 +178,10 @@ def _sweep(run: RunLayout, progress: Progress | None) -> None:
 
 def _left_over(run: RunLayout) -> list[Path]:
     """Half-made folders, and temporary files of killed processes: they hold pixels and names, and their stages can be done again."""
-    places = [run.root, run.root / "rounds", *run.root.glob("rounds/*"), *run.root.glob("*"), *run.root.glob("rounds/*/*")]
+    places = [run.root, run.root / "rounds", *run.root.glob("*"), *run.root.glob("rounds/*"), *run.root.glob("rounds/*/*")]
     folders = {path for place in places if place.is_dir() for path in place.glob(".*") if path.is_dir()}
-    files = {path for path in run.root.rglob(".*.tmp") if path.is_file() and not any(parent in folders for parent in path.parents)}
-    return sorted(folders | files)
+    found = folders | {path for path in run.root.rglob(".*.tmp") if path.is_file()}
+    return sorted(path for path in found if not any(parent in folders for parent in path.parents))
 
 
 def _unknown(run: RunLayout) -> list[str]:

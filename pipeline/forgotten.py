@@ -34,6 +34,7 @@ NAME = "(forgotten)"
 DETAIL = "forgotten on request"
 _KEY_BYTES = 32
 _LEAST_LETTERS = 3
+_MOST_WORDS = 1_000_000
 _SCRIPTS_WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(f"[{_SCRIPTS_WITHOUT_SPACES}]|[^\\W_{_SCRIPTS_WITHOUT_SPACES}]+")
 
@@ -46,9 +47,11 @@ class Forgotten:
     marks: frozenset[str] = frozenset()
     longest: int = 0
     """Words of the longest forgotten name."""
+    _first: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    """Words asked about before, and whether a forgotten name begins with them."""
 
     def mark(self, kind: str, value: str) -> str:
-        """64 hex digits: the keyed hash of a value of a kind (identity, content, sample, words, uri)."""
+        """64 hex digits: the keyed hash of a value of a kind (identity, words, first, content, sample, uri)."""
         return hmac.digest(self.key, f"{kind}\0{value}".encode("utf-8", "surrogatepass"), "sha256").hex()
 
     def has(self, kind: str, value: str | None) -> bool:
@@ -66,7 +69,9 @@ class Forgotten:
         if not text or not self.longest:
             return False
         words = _without(words_of(unquote(text)), words_of(own))
-        for start in range(len(words)):
+        for start, first in enumerate(words):
+            if first is None or not self._begins(first):
+                continue
             for end in range(start + 1, min(start + self.longest, len(words)) + 1):
                 part = words[start:end]
                 if None in part:
@@ -74,6 +79,14 @@ class Forgotten:
                 if self.mark("words", " ".join(str(word) for word in part)) in self.marks:
                     return True
         return False
+
+    def _begins(self, word: str) -> bool:
+        known = self._first.get(word)
+        if known is None:
+            if len(self._first) >= _MOST_WORDS:
+                self._first.clear()
+            known = self._first[word] = self.mark("first", word) in self.marks
+        return known
 
     def uri(self, source_uri: str) -> str:
         """What stands for a source_uri that must not be told; the same one for the same one, so that tables still join."""
@@ -173,6 +186,7 @@ def rows_of(wish: Wish, forgotten: Forgotten) -> list[dict[str, Any]]:
     for name, items in wish.identities.items():
         found.append(("identity", plain(name), items, None))
         found += [("words", phrase, None, number) for phrase, number in phrases_of(name)]
+        found += [("first", phrase.partition(" ")[0], None, None) for phrase, _ in phrases_of(name)]
     found += [("content", content, items, None) for content, items in wish.contents.items()]
     found += [("sample", sample, None, None) for sample in wish.samples]
     rows = {forgotten.mark(kind, value): {"kind": kind, "items": items, "words": number} for kind, value, items, number in found}

@@ -64,6 +64,14 @@ def scrub_table(path: Path, forgotten: Forgotten) -> Scrubbed | None:
     return Scrubbed(table, sum(gone_N), crops, sum(map(bool, new)), any("source_uri" in row for row in new))
 
 
+def names_left(twin: Path, forgotten: Forgotten) -> tuple[list[str], list[str]]:
+    """(identity, status) of every row of an items table, as they are without the forgotten."""
+    looked = pq.read_table(twin, columns=["identity", "sample_id", "content_sha256", "status"])
+    rows = zip(looked["identity"].to_pylist(), looked["status"].to_pylist(), _gone(looked, forgotten), strict=True)
+    told = [(NAME, STATUS) if gone else (name, status) for name, status, gone in rows]
+    return [name for name, _ in told], [status for _, status in told]
+
+
 def _gone(looked: pa.Table, forgotten: Forgotten) -> list[bool]:
     gone = np.zeros(looked.num_rows, bool)
     for name, kind in (("identity", "identity"), ("sample_id", "sample"), ("content_sha256", "content")):

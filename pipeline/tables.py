@@ -288,7 +288,7 @@ FORGOTTEN = _schema(
         _field(
             "kind",
             pa.string(),
-            "what was hashed. `identity`: a name. `words`: the same as it stands in texts. `content`: the SHA-256 of bytes as crawled. "
+            "what was hashed. `identity`: a name. `words`: the same as it stands in texts. `first`: its first word. `content`: the SHA-256 of bytes as crawled. "
             "`sample`: a sample_id",
             nullable=False,
         ),

@@ -202,7 +202,8 @@ def people_told(run: Path, name: str) -> None:
     for number in (1, 2):
         path = layout.round(number).noise / "proposals.parquet"
         pq.write_table(pa.Table.from_pylist(pairs, schema=tables.PROPOSALS), path)
-    (run / ".clean.partial-0123456789abcdef").mkdir()
+    (run / ".clean.partial-0123456789abcdef" / ".spill").mkdir(parents=True)
+    (run / ".clean.partial-0123456789abcdef" / ".x.1.tmp").touch()
     (run / "rounds" / "2" / ".train.partial-0123456789abcdef").mkdir()
     for half in (
         ".clean.partial-0123456789abcdef/clean-000000.tar",
@@ -272,6 +273,7 @@ def test_no_byte_of_a_person_is_left(copied: tuple[Path, Path, str]) -> None:
     assert {row["forgotten_by"] for row in entries} == {"Officer"} and {row["kind"] for row in entries} == {
         "identity",
         "words",
+        "first",
         "content",
         "sample",
     }

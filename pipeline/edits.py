@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from pipeline import scrub, shards, tables
+from pipeline.export import shards_told
 from pipeline.forgotten import Forgotten, plain
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.receipts import write_json
@@ -120,12 +121,8 @@ def _dataset(clean: Path, forgotten: Forgotten) -> Iterator[Edit]:
         return
 
     def write(into: Replacement) -> None:
-        said = [
-            {"name": f"{stem}.tar", "samples": int(fact["num_samples"]), "bytes": int(fact["tar_bytes"]), "sha256": fact["tar_sha256"]}
-            for stem, fact in facts.items()
-        ]
         pq.write_table(new, into.to(listed))
-        write_json(into.to(page), old | {"samples": sum(samples.values()), "shards": said})
+        write_json(into.to(page), old | {"samples": sum(samples.values()), "shards": shards_told(facts)})
 
     yield Edit("lists of identities", write)
 

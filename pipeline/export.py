@@ -182,11 +182,16 @@ def _dataset(facts: dict[str, dict[str, str]], identities: int, samples: int) ->
         "samples": samples,
         "identities": identities,
         "members": {"jpg": "the crop", "cls": "class_index of identities.parquet", "json": "identity, crawled_identity, sample_id"},
-        "shards": [
-            {"name": f"{stem}.tar", "samples": int(fact["num_samples"]), "bytes": int(fact["tar_bytes"]), "sha256": fact["tar_sha256"]}
-            for stem, fact in facts.items()
-        ],
+        "shards": shards_told(facts),
     }
+
+
+def shards_told(facts: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+    """The shards as dataset.json tells of them, from the sidecar facts of each stem."""
+    return [
+        {"name": f"{stem}.tar", "samples": int(fact["num_samples"]), "bytes": int(fact["tar_bytes"]), "sha256": fact["tar_sha256"]}
+        for stem, fact in facts.items()
+    ]
 
 
 def export_shard(part: _CleanPart) -> int:

@@ -29,7 +29,9 @@ class Wanted:
 
 
 def wanted_of(identities: Sequence[str], contents: Sequence[str], samples: Sequence[str]) -> Wanted:
-    """What the texts of a command ask for. Raises BadInput for hex that is none."""
+    """What the texts of a command ask for. Raises BadInput for an empty name and for hex that is none."""
+    if not all(name.strip() for name in identities):
+        raise BadInput("--identity takes a name, got an empty one. Items that nothing names are forgotten by --sha256 or --sample.")
     return Wanted(
         frozenset(map(plain, identities)),
         frozenset(_hex(value, _SHA256, "--sha256 takes 64 hex digits") for value in contents),

@@ -609,6 +609,7 @@ def test_what_cannot_be_done_is_said(copied: tuple[Path, Path, str], tmp_path: P
     for given, message in (
         ({}, "nothing to forget"),
         ({"identities": [name, "Nobody"]}, "--identity number 2 is not in this run"),
+        ({"identities": [" "]}, "--identity takes a name"),
         ({"contents": ["0" * 64]}, "--sha256 number 1"),
         ({"contents": ["0" * 63]}, "64 hex digits"),
         ({"samples": ["../../etc"]}, "sample_id"),

@@ -84,14 +84,12 @@ def _read(reader: _Reader, limit: Callable[[str], int]) -> Iterator[Member | str
         if not block.strip(b"\0"):
             ended = True
             continue
-        try:
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if header.size < 0:
-                raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
-        except tarfile.HeaderError:
+        header = _header(block)
+        if header is None:
             if not broken:
                 yield f"has no sound header at byte {start}; looking for the next one"
             broken = True
+            long_name, pax = None, {}
             continue
         ended = broken = False
         padded = -(-header.size // BLOCK) * BLOCK
@@ -107,9 +105,10 @@ def _read(reader: _Reader, limit: Callable[[str], int]) -> Iterator[Member | str
                 pax = _pax(content)
             continue
         name = pax.get("path") or long_name or header.name
-        if pax.get("size", "").isdecimal():
-            header.size = int(pax["size"])
-            padded = -(-header.size // BLOCK) * BLOCK
+        size = header.size
+        if pax and (digits := pax.get("size", "")).isdecimal() and len(digits) < 20:
+            size = int(digits)
+            padded = -(-size // BLOCK) * BLOCK
         sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in pax)
         long_name, pax = None, {}
         if header.type == tarfile.DIRTYPE:
@@ -123,17 +122,41 @@ def _read(reader: _Reader, limit: Callable[[str], int]) -> Iterator[Member | str
         if name.endswith("/"):  # how the oldest tars write a folder
             reader.skip(padded)
             continue
-        if header.size > limit(name):
-            if reader.skip(padded) < header.size:
+        if size > limit(name):
+            if reader.skip(padded) < size:
                 yield f"ends inside {name!r}; what followed is lost"
                 return
             yield Member(name, None, "too_large")
             continue
         content = reader.read(padded)
-        if len(content) < header.size:
+        if len(content) < size:
             yield f"ends inside {name!r}; what followed is lost"
             return
-        yield Member(name, content[: header.size])
+        yield Member(name, content[:size])
+
+
+@dataclass(frozen=True)
+class _Header:
+    name: str
+    size: int
+    type: bytes
+
+
+def _header(block: bytes) -> _Header | None:
+    """What a header says; None when it is none. Plain ones, which most are, are read here: tarfile takes ten times as long."""
+    kind, digits, stored = block[156:157], block[124:136].strip(b"\0 "), block[148:156].strip(b"\0 ")
+    if kind in {b"0", b"\0"} and digits.isdigit() and stored.isdigit() and block[257:262] == b"ustar" and not block[345]:
+        try:
+            size, checksum = int(digits, 8), int(stored, 8)
+        except ValueError:
+            return None
+        if sum(block) - sum(block[148:156]) + 8 * 32 == checksum:
+            return _Header(block[: block.find(0, 0, 100) if 0 in block[:100] else 100].decode("utf-8", "surrogateescape"), size, kind)
+    try:
+        found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return None
+    return _Header(found.name, found.size, found.type) if found.size >= 0 else None
 
 
 def _pax(content: bytes) -> dict[str, str]:

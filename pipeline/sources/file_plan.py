@@ -16,7 +16,7 @@ from pipeline.places import Entry
 from pipeline.sources.base import Listing, digest_of, order_of
 
 _LISTED = pa.schema([("path", pa.binary()), ("size", pa.int64()), ("order", pa.uint64()), ("extra", pa.string())])
-_BATCH = 50_000
+_BATCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def write(plan: Path, entries: Iterable[tuple[Entry, str | None]], config: Inges
         writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(plan / "spill")])
+        db.execute("SET memory_limit = '256MB'")
+        db.execute("SET threads = 2")
         db.read_parquet(literal(unsorted)).order('"order", path').write_parquet(
             str(plan / "files.parquet"), row_group_size=config.samples_per_shard
         )
@@ -54,14 +56,19 @@ def write(plan: Path, entries: Iterable[tuple[Entry, str | None]], config: Inges
 
 
 def read(plan: Path, number: int, config: IngestConfig) -> list[PlannedFile]:
-    """Rows `number * samples_per_shard` and on."""
-    size = config.samples_per_shard
-    with duckdb.connect() as db:
-        rows = db.execute(
-            'SELECT path, size, extra FROM read_parquet(?) ORDER BY "order", path LIMIT ? OFFSET ?',
-            [literal(plan / "files.parquet"), size, number * size],
-        ).fetchall()
-    return [PlannedFile(bytes(path), size, extra) for path, size, extra in rows]
+    """Rows `number * samples_per_shard` and on; no other row groups are read."""
+    start, stop = number * config.samples_per_shard, (number + 1) * config.samples_per_shard
+    with pq.ParquetFile(plan / "files.parquet") as file:
+        groups: list[int] = []
+        row = first = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if row + count > start and row < stop:
+                first = first if groups else row
+                groups.append(group)
+            row += count
+        rows = file.read_row_groups(groups, columns=["path", "size", "extra"]).slice(start - first, stop - start).to_pylist()
+    return [PlannedFile(row["path"], row["size"], row["extra"]) for row in rows]
 
 
 def paths(plan: Path) -> Iterator[tuple[bytes, str | None]]:

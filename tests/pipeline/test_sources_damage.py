@@ -52,6 +52,11 @@ def test_tars_are_read_as_tarfile_reads_them(form: int) -> None:
         members.append(("long/" * 60 + "name.jpg", b"z"))
     content = tar_bytes(members, form=form)
     assert members_of(content) == (dict(members), [])
+    assert members_of(tar_bytes([("n" * 100, b"1"), ("m" * 99, b"2"), ("d" * 120 + "/" + "n" * 90, b"3")], form=form))[0] == {
+        "n" * 100: b"1",
+        "m" * 99: b"2",
+        "d" * 120 + "/" + "n" * 90: b"3",
+    }
     twice = members_of(content + tar_bytes([("second", b"2")]))
     assert twice == ({**dict(members), "second": b"2"}, []), "tars behind one another"
 

@@ -77,11 +77,21 @@ def test_a_broken_header_costs_its_member_and_no_more() -> None:
     members = [(f"{n}.jpg", bytes([65 + n]) * 700) for n in range(6)]
     content = bytearray(tar_bytes(members, form=tarfile.USTAR_FORMAT))
     for place in (0, 2, 5):
-        hurt = bytearray(content)
-        hurt[place * 1536 + 150] ^= 255
-        found, damage = members_of(bytes(hurt))
-        assert found == {name: text for n, (name, text) in enumerate(members) if n != place}
-        assert damage == [f"has no sound header at byte {place * 1536}; looking for the next one"]
+        for at in (3, 130, 150):  # the name, the size, the checksum
+            hurt = bytearray(content)
+            hurt[place * 1536 + at] ^= 1 if at == 130 else 255
+            found, damage = members_of(bytes(hurt))
+            assert found == {name: text for n, (name, text) in enumerate(members) if n != place}
+            assert damage == [f"has no sound header at byte {place * 1536}; looking for the next one"]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_long_name_is_not_given_to_another_member(form: int) -> None:
+    content = bytearray(tar_bytes([("long/" * 60 + "a.jpg", b"a"), ("b.jpg", b"b")], form=form))
+    at = next(at for at in range(1024, len(content), 512) if content[at : at + 5] == b"long/" and content[at + 257 : at + 262] == b"ustar")
+    content[at + 150] ^= 255
+    found, damage = members_of(bytes(content))
+    assert found == {"b.jpg": b"b"} and len(damage) == 1
 
 
 def test_lengths_in_headers_take_no_memory_and_no_place_outside() -> None:

@@ -32,7 +32,7 @@ from arcface_core.noise.centers import (
     with_direction,
 )
 from arcface_core.noise.consensus import competition, consensus
-from arcface_core.noise.rivals import RivalSearch
+from arcface_core.noise.rivals import RivalSearch, belongs_elsewhere
 from arcface_core.noise.rules import LEAST_MASS
 from pipeline import tables
 from pipeline.buckets import Buckets, split
@@ -218,8 +218,23 @@ def _settle(buckets: Buckets, known: Identities, within: WithinIdentity, calibra
     for _ in range(_COMPETITIONS):
         known.gave_up_C.logical_or_(_give_up(known, same_person_deg=angle_of_probability(calibration, SURELY_CLEAN) / 2))
         rivals = RivalSearch(known.consensus_CD.clone(), known.mass_C >= LEAST_MASS)
+        competing = _calibrate_rest(buckets, sample, within, rivals, calibration, null)
         for number in range(buckets.count):
-            _agree(buckets, number, known, within, calibration, duplicate_angle_deg, rivals=rivals)
+            _agree(buckets, number, known, within, competing, duplicate_angle_deg, rivals=rivals)
+
+
+def _calibrate_rest(
+    buckets: Buckets, sample: list[int], within: WithinIdentity, rivals: RivalSearch, calibration: Calibration, null: AngleHistogram
+) -> Calibration:
+    """The calibration of the samples that do not belong elsewhere."""
+    clean_deg, rest = angle_of_probability(calibration, 0.5), AngleHistogram()
+    for number in sample:
+        bucket = buckets.read(number)
+        own_N = torch.from_numpy(within.angle_deg_N[bucket.row_N])
+        unit_ND, class_N = torch.from_numpy(bucket.unit_ND), torch.from_numpy(bucket.class_N)
+        _, rival_deg_N1 = rivals.nearest(unit_ND, class_N, 1)
+        rest.add(own_N[~belongs_elsewhere(own_N, rival_deg_N1[:, 0], clean_deg)])
+    return fit_calibration(rest, null) if rest.total else calibration
 
 
 def _give_up(known: Identities, *, same_person_deg: float) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from arcface_core.noise.calibration import AngleHistogram, angle_of_probability, degenerate_head, fit_calibration
-from arcface_core.noise.fusion import FusedJudge, JointHistogram, fit_fusion
+from arcface_core.noise.fusion import FusedJudge, JointHistogram, OwnAngles, fit_fusion
+from arcface_core.noise.rivals import belongs_elsewhere
 from arcface_core.noise.rules import REASONS, VERDICTS, Evidence, judge, sweep
 from pipeline import shards, tables
 from pipeline.config import Config, IsolateConfig, as_dict
@@ -85,8 +86,13 @@ def _isolate(
     clean_deg = angle_of_probability(calibration, 0.5) if may_judge else 0.0
     proposals = write_proposals(evidence, folder / "proposals.parquet", known, gathered.rivals, clean_deg)
     overlap = overlapping(proposals)
-    joint = _joint(evidence, stems, overlap)
-    fused = fit_fusion(calibration, joint, held_out_rate=_held_out_rate(seen))
+    joint, rest = _joint(evidence, stems, overlap, clean_deg)
+    own_angles = OwnAngles(
+        everyone=calibration,
+        rest=fit_calibration(rest, seen.null) if rest.total else calibration,
+        elsewhere_share=1 - rest.total / max(1, seen.own.total),
+    )
+    fused = fit_fusion(own_angles, joint, held_out_rate=_held_out_rate(seen))
     judged = _Judge(
         fused=fused,
         settings=settings,
@@ -107,7 +113,7 @@ def _isolate(
         reasons.update(found["reason"].to_pylist())
         if progress:
             progress(len(stems) + number + 1, 2 * len(stems))
-    rates = (calibration.noise_rate_low, calibration.noise_rate_high, fused.noise_rate)
+    rates = (*own_angles.noise_rate_interval, fused.noise_rate)
     facts: dict[str, Any] = {
         "rule": settings.rule,
         "max_angle_deg": None if settings.rule in ("nondominant", "calibrated") else settings.max_angle_deg,
@@ -124,6 +130,8 @@ def _isolate(
         "warning": warning,
         "judged_anyway": settings.judge_anyway,
         "calibration": calibration.to_dict(),
+        "calibration_of_the_rest": own_angles.rest.to_dict(),
+        "elsewhere_share": own_angles.elsewhere_share,
         "rival_llr": fused.rival_llr,
         "density_llr": fused.density_llr,
         "log_odds_shift": fused.log_odds_shift,
@@ -200,13 +208,16 @@ def _rival_deg(table: pa.Table, overlap: set[tuple[str, str]]) -> Tensor:
     return torch.where(is_same_N, _numbers(table, "next_other_angle_deg"), rival_N)
 
 
-def _joint(evidence: Path, stems: list[str], overlap: set[tuple[str, str]]) -> JointHistogram:
-    joint = JointHistogram()
+def _joint(evidence: Path, stems: list[str], overlap: set[tuple[str, str]], clean_deg: float) -> tuple[JointHistogram, AngleHistogram]:
+    """All evidence of all samples, and the own angles of those that do not belong elsewhere."""
+    joint, rest = JointHistogram(), AngleHistogram()
     columns = ["identity", "other_identity", "consensus_angle_deg", "other_angle_deg", "next_other_angle_deg", "density_angle_deg"]
     for stem in stems:
         table = pq.read_table(evidence / f"{stem}.parquet", columns=columns)
-        joint.add(_numbers(table, "consensus_angle_deg"), _rival_deg(table, overlap), _numbers(table, "density_angle_deg"))
-    return joint
+        own_N, rival_N = _numbers(table, "consensus_angle_deg"), _rival_deg(table, overlap)
+        joint.add(own_N, rival_N, _numbers(table, "density_angle_deg"))
+        rest.add(own_N[~belongs_elsewhere(own_N, rival_N, clean_deg)])
+    return joint, rest
 
 
 def _max_noise_probability(fused: FusedJudge, joint: JointHistogram, settings: IsolateConfig) -> float:

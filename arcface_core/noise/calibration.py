@@ -9,7 +9,7 @@ fitted by EM, and the fits are averaged by their likelihood. Priors worth a few 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,24 +222,36 @@ def degenerate_head(own: AngleHistogram, null: AngleHistogram) -> str | None:
 
 
 def _fit_each(counts_B: Tensor, noise_AB: Tensor, start_deg: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise rate [F], noise density [F, B] and mixture density [F, B] of every fit: shapes x attractions, by EM with weak priors."""
+    """Noise rate [F], noise density [F, B] and mixture density [F, B] of every fit: shapes x attractions, by EM with weak priors.
+
+    A shape at a time: its tensors stay below the size from which torch splits an operation over threads, which costs more than it is worth.
+    """
+    noise_AB = noise_AB + _FLOOR_NOISE
+    fits = [_fit_shape(counts_B, noise_AB, shape, start_deg) for shape in _SHAPES.values()]
+    return torch.cat([rate for rate, _ in fits]), noise_AB.repeat(len(fits), 1), torch.cat([mixture for _, mixture in fits])
+
+
+def _fit_shape(counts_B: Tensor, noise_AB: Tensor, shape: Callable[[Tensor], Tensor], start_deg: float) -> tuple[Tensor, Tensor]:
+    """Noise rate [A] and mixture density [A, B] for one shape of the clean angles."""
     middle_B = _middles()
-    noise_SAB = (noise_AB + _FLOOR_NOISE).expand(len(_SHAPES), -1, -1)
-    rate = torch.full((*noise_SAB.shape[:2], 1), 0.3, dtype=torch.float64)
+    rate = torch.full((len(noise_AB), 1), 0.3, dtype=torch.float64)
     mean, deviation = torch.full_like(rate, start_deg), torch.full_like(rate, 10.0)
     prior_deviation, prior_weight = _CLEAN_DEVIATION_PRIOR
     for _ in range(_EM_STEPS):
-        clean_SAB = _clean_density((middle_B - mean) / deviation)
-        noise_mass = rate * noise_SAB
-        noisy = counts_B * noise_mass / (noise_mass + (1 - rate) * clean_SAB)
+        clean_AB = _normalised(shape((middle_B - mean) / deviation))
+        noise_mass = rate * noise_AB
+        noisy = counts_B * noise_mass / (noise_mass + (1 - rate) * clean_AB)
         clean = counts_B - noisy
         clean_total = clean.sum(dim=-1, keepdim=True)
         rate = (noisy.sum(dim=-1, keepdim=True) + 1) / (counts_B.sum() + 4)
         mean = ((clean * middle_B).sum(dim=-1, keepdim=True) + _CLEAN_MEAN_PRIOR * start_deg) / (clean_total + _CLEAN_MEAN_PRIOR)
         scatter = (clean * (middle_B - mean) ** 2).sum(dim=-1, keepdim=True)
         deviation = ((scatter + prior_weight * prior_deviation**2) / (clean_total + prior_weight)).sqrt()
-    mixture_SAB = rate * noise_SAB + (1 - rate) * _clean_density((middle_B - mean) / deviation)
-    return rate.flatten(), noise_SAB.flatten(0, 1), mixture_SAB.flatten(0, 1)
+    return rate.flatten(), rate * noise_AB + (1 - rate) * _normalised(shape((middle_B - mean) / deviation))
+
+
+def _normalised(density_AB: Tensor) -> Tensor:
+    return density_AB / density_AB.sum(dim=-1, keepdim=True).clamp_min(1e-300) + _FLOOR_CLEAN
 
 
 def _gaussian(z: Tensor) -> Tensor:
@@ -263,24 +275,17 @@ def _shouldered(z: Tensor, share: float = 0.15, distance: float = 3.0, spread: f
     return (1 - share) * _gaussian(x) + share / spread * _gaussian((x - distance) / spread)
 
 
-_SHAPES = ("symmetric", "skewed", "very skewed", "shouldered", "left-skewed", "very left-skewed", "left-shouldered", "left-tailed")
-
-
-def _clean_density(z_SAB: Tensor) -> Tensor:
-    """Clean densities over bins, one standardised shape per leading row, in the order of _SHAPES."""
-    density = torch.stack(
-        [
-            _gaussian(z_SAB[0]),
-            _skewed(z_SAB[1], 0.5),
-            _skewed(z_SAB[2], 1.0),
-            _shouldered(z_SAB[3]),
-            _skewed(-z_SAB[4], 0.5),
-            _skewed(-z_SAB[5], 1.0),
-            _shouldered(-z_SAB[6]),
-            _shouldered(-z_SAB[7], 0.1, 3.0, 3.0),
-        ]
-    )
-    return density / density.sum(dim=-1, keepdim=True).clamp_min(1e-300) + _FLOOR_CLEAN
+_SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "symmetric": _gaussian,
+    "skewed": lambda z: _skewed(z, 0.5),
+    "very skewed": lambda z: _skewed(z, 1.0),
+    "shouldered": _shouldered,
+    "left-skewed": lambda z: _skewed(-z, 0.5),
+    "very left-skewed": lambda z: _skewed(-z, 1.0),
+    "left-shouldered": lambda z: _shouldered(-z),
+    "left-tailed": lambda z: _shouldered(-z, 0.1, 3.0, 3.0),
+}
+"""Clean angles, standardised, one function a shape."""
 
 
 def _null_density(counts_B: Tensor) -> Tensor:

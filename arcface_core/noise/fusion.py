@@ -4,6 +4,10 @@ The calibration says what clean and wrong look like in the first (`calibration.p
 crawl itself by EM: a histogram of the rival's angle under the present guess of who is noise and one under who is not give a likelihood ratio,
 which changes the guess. All of it happens on one joint histogram, so a crawl of any size costs one pass and a few megabytes.
 
+The own angles are calibrated twice. Flips to a look-alike lie at 60 degrees where strangers lie at 90, and one attraction that fits both calls
+hard photographs noise. So the samples that plainly belong to another identity are set aside, and the rest, whose noise is strangers, is
+calibrated alone.
+
 For identities that trained the head, noise that was learned by heart looks clean, and the rate comes out low. Identities that were held out
 have no such excuse: where there are enough of them, the odds of noise are shifted so that the rate agrees with theirs.
 """
@@ -14,9 +18,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from arcface_core.noise.calibration import Calibration
+from arcface_core.noise.calibration import Calibration, angle_of_probability
+from arcface_core.noise.rivals import belongs_elsewhere
 
-__all__ = ["DENSITY_BINS", "OWN_BINS", "RIVAL_BINS", "FusedJudge", "JointHistogram", "fit_fusion"]
+__all__ = ["DENSITY_BINS", "OWN_BINS", "RIVAL_BINS", "FusedJudge", "JointHistogram", "OwnAngles", "fit_fusion"]
 
 OWN_BINS, RIVAL_BINS, DENSITY_BINS = 180, 60, 60
 _MOST_EVIDENCE = 4.0  # log-likelihood ratio that one histogram bin may add: half a crawl of noise never makes one kind of evidence certain
@@ -45,17 +50,50 @@ class JointHistogram:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnAngles:
+    """What the own angle alone says.
+
+    everyone          calibration of all samples; judges those that belong elsewhere, who are noise more probably than not
+    rest              calibration of the others
+    elsewhere_share   share of all samples that belong elsewhere, 0..1
+    """
+
+    everyone: Calibration
+    rest: Calibration
+    elsewhere_share: float
+
+    @property
+    def clean_deg(self) -> float:
+        """Within this angle of an identity a sample is more probably its than not, by the calibration of everyone."""
+        return angle_of_probability(self.everyone, 0.5)
+
+    @property
+    def noise_rate_interval(self) -> tuple[float, float]:
+        """95 % interval of the share of noise: what belongs elsewhere is noise, of the rest as much as its calibration says."""
+        rest = 1 - self.elsewhere_share
+        return self.elsewhere_share + rest * self.rest.noise_rate_low, self.elsewhere_share + rest * self.rest.noise_rate_high
+
+    def log_odds(self, own_deg_N: Tensor, rival_deg_N: Tensor) -> Tensor:
+        """Log odds of noise [N], float64; NaN where the own angle is NaN."""
+        elsewhere_N = belongs_elsewhere(own_deg_N, rival_deg_N, self.clean_deg)
+        noise_N = torch.where(
+            elsewhere_N, self.everyone.noise_probability(own_deg_N).clamp_min(0.5), self.rest.noise_probability(own_deg_N)
+        )
+        return torch.logit(noise_N.double(), eps=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FusedJudge:
     """Noise probabilities from all evidence.
 
-    calibration     of the own angle alone
+    own_angles      what the own angle says
     rival_llr       log-likelihood ratio noise : clean per bin of the rival's angle, 0 for unknown
     density_llr     the same per bin of the density angle
     log_odds_shift  what held-out identities add to the log odds of noise
     noise_rate      mean probability over the crawl
     """
 
-    calibration: Calibration
+    own_angles: OwnAngles
     rival_llr: tuple[float, ...]
     density_llr: tuple[float, ...]
     log_odds_shift: float
@@ -63,7 +101,7 @@ class FusedJudge:
 
     def noise_probability(self, own_deg_N: Tensor, rival_deg_N: Tensor, density_deg_N: Tensor) -> Tensor:
         """Probability [N] in 0..1, float32, higher = worse, that a sample is not of its identity. NaN where the own angle is NaN."""
-        odds_N = torch.logit(self.calibration.noise_probability(own_deg_N).double(), eps=1e-6)
+        odds_N = self.own_angles.log_odds(own_deg_N, rival_deg_N)
         odds_N = odds_N + _interpolated(self.rival_llr, rival_deg_N) + _interpolated(self.density_llr, density_deg_N)
         return torch.sigmoid(odds_N + self.log_odds_shift).float()
 
@@ -91,15 +129,17 @@ class FusedJudge:
         return probability, joint.counts[:OWN_BINS][tuple(place.T)][order].double()
 
 
-def fit_fusion(calibration: Calibration, joint: JointHistogram, *, held_out_rate: float | None = None) -> FusedJudge:
+def fit_fusion(own_angles: OwnAngles, joint: JointHistogram, *, held_out_rate: float | None = None) -> FusedJudge:
     """The fused judge of one crawl. `held_out_rate`: noise rate of identities that trained no head, when there are enough to tell.
 
     The rival is read first, from the calibrated guess; the density then, from the guess that both make. Each ratio is smoothed over bins and
     bounded by e^4. The shift is never negative: a held-out rate below ours says that the held-out are few, not that the noise is less.
     """
     counts = joint.counts[:OWN_BINS].double()
-    base_O = torch.logit(calibration.noise_probability((torch.arange(OWN_BINS) + 0.5) * (180 / OWN_BINS)).double(), eps=1e-6)
-    odds = base_O[:, None, None].expand(counts.shape)
+    own_OR, rival_OR = torch.meshgrid(
+        _middle(torch.arange(OWN_BINS), OWN_BINS), _middle(torch.arange(RIVAL_BINS + 1), RIVAL_BINS), indexing="ij"
+    )
+    odds = own_angles.log_odds(own_OR, rival_OR)[:, :, None].expand(counts.shape)
     rival_llr, density_llr = torch.zeros(RIVAL_BINS + 1).double(), torch.zeros(DENSITY_BINS + 1).double()
     for _ in range(_EM_STEPS):
         noise = torch.sigmoid(odds + rival_llr[:, None])
@@ -112,7 +152,7 @@ def fit_fusion(calibration: Calibration, joint: JointHistogram, *, held_out_rate
     total = counts.sum().clamp_min(1)
     shift = _shift(odds, counts, held_out_rate) if held_out_rate is not None else 0.0
     return FusedJudge(
-        calibration=calibration,
+        own_angles=own_angles,
         rival_llr=tuple(rival_llr.tolist()),
         density_llr=tuple(density_llr.tolist()),
         log_odds_shift=shift,

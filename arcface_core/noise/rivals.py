@@ -7,7 +7,17 @@ from arcface_core.angles import angle_deg
 from arcface_core.neighbors import NeighborIndex
 from arcface_core.noise.centers import angle_to, random_other, with_direction
 
-__all__ = ["RivalSearch"]
+__all__ = ["RivalSearch", "belongs_elsewhere"]
+
+_ELSEWHERE_GAP_DEG = 10.0
+
+
+def belongs_elsewhere(own_deg_N: Tensor, rival_deg_N: Tensor, clean_deg: float) -> Tensor:
+    """Bool [N]: another identity explains the sample well, within `clean_deg` (inclusive), and better than its own by 10 degrees or more.
+
+    False where either angle is NaN.
+    """
+    return (rival_deg_N <= clean_deg) & (rival_deg_N + _ELSEWHERE_GAP_DEG <= own_deg_N)
 
 
 class RivalSearch:

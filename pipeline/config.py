@@ -60,7 +60,7 @@ class IngestConfig:
     min_face_score: Fraction = 0.6
     min_face_px: Count = 24
     """Shorter side of the box; smaller faces are not taken."""
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 3
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=8)] = 3
     """Crops of one identity whose perceptual hashes differ in at most so many of 64 bits are one near_duplicate_set."""
     max_bad_items: Fraction = 0.8
     """Stop before training when more than this share of the items is neither a sample nor a duplicate."""

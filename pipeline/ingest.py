@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import faces, forgotten, shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every, fetch
+from pipeline.duplicates import mark_duplicates
 from pipeline.errors import BadCrawl
 from pipeline.examine import examine
 from pipeline.fanout import fan_out
@@ -23,7 +23,7 @@ from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, re
 from pipeline.sources import SOURCES, recognise
 
 VERSION = 2
-_PLAN = ".plan"
+_NOT_BAD = {"ok", "duplicate", "forgotten"}
 
 
 def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
@@ -49,7 +49,7 @@ def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | N
             if not (folder / f"raw-{number:06d}.parquet").exists()
         ]
         fan_out(ingest_slice, todo, workers=config.workers, progress=progress)
-        return _seal(folder, crawl) | {f"{name}_sha256": digest for name, digest in detector_files.items()}
+        return _seal(folder, crawl, config.ingest) | {f"{name}_sha256": digest for name, digest in detector_files.items()}
 
     receipt = run_stage(out, stage="ingest", mark=mark, work=work)
     shutil.rmtree(planning)
@@ -89,25 +89,12 @@ def ingest_slice(part: _Slice) -> int:
     return len(rows)
 
 
-def _seal(folder: Path, crawl: str) -> Counts:
+def _seal(folder: Path, crawl: str, config: IngestConfig) -> Counts:
     """Mark duplicates over all shards, write identities.parquet, and count."""
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(folder / ".spill")])
         db.read_parquet(every(folder, "raw-*.parquet")).create_view("items")
-        db.execute(
-            """
-            CREATE TABLE marks AS
-            SELECT shard, source_uri,
-                   left(content_sha256, 16) || CASE WHEN face_number > 1 THEN '#' || face_number ELSE '' END AS duplicate_set,
-                   row_number() OVER (PARTITION BY content_sha256, identity, face_number ORDER BY crop_offset IS NULL, shard, crop_offset, source_uri) > 1
-                   AS is_repeat
-            FROM items WHERE status IN ('ok', 'duplicate')
-            QUALIFY count(*) OVER (PARTITION BY content_sha256, face_number) > 1
-            """
-        )
-        for (stem,) in db.execute("SELECT DISTINCT shard FROM marks ORDER BY shard").fetchall():
-            marks = db.execute("SELECT source_uri, duplicate_set, is_repeat FROM marks WHERE shard = ?", [stem]).fetchall()
-            _mark_duplicates(folder / f"{stem}.parquet", {uri: (name, repeat) for uri, name, repeat in marks})
+        mark_duplicates(db, folder, config.near_duplicate_bits)
         with atomic(folder / "identities.parquet") as temporary:
             counted = fetch(
                 db,
@@ -116,24 +103,17 @@ def _seal(folder: Path, crawl: str) -> Counts:
             pq.write_table(counted.cast(tables.IDENTITIES), temporary)
         by_status = dict(db.execute("SELECT status, count(*) FROM items GROUP BY status ORDER BY count(*) DESC, status").fetchall())
         usable = sum(samples > 0 for samples in counted["samples"].to_pylist())
+    items = sum(by_status.values())
+    bad = sum(count for status, count in by_status.items() if status not in _NOT_BAD)
+    kinds = ", ".join(f"{count} {status}" for status, count in by_status.items())
+    if bad > config.max_bad_items * items:
+        raise BadCrawl(
+            f"{bad / items:.0%} of the items of {recorded(crawl)} are no sample, {config.max_bad_items:.0%} are allowed. Items by status: {kinds}. "
+            "`purify inspect` shows how the crawl was read; if that is what it is, allow more with --max-bad-items 1."
+        )
     if usable < 2:
-        kinds = ", ".join(f"{count} {status}" for status, count in by_status.items())
         raise BadCrawl(
             f"{recorded(crawl)} has {usable} identities with a usable sample, and a head needs two to tell apart. "
             f"Items by status: {kinds}. `purify inspect` shows how the crawl was read, docs/crawls.md what it should look like."
         )
-    return {"items": sum(by_status.values()), "identities": usable, "shards": len(shards.shard_stems(folder)), **by_status}
-
-
-def _mark_duplicates(twin: Path, marks: dict[str, tuple[str, bool]]) -> None:
-    table = pq.read_table(twin)
-    uris = table["source_uri"].to_pylist()
-    repeats = [uri in marks and marks[uri][1] for uri in uris]
-    sets = [marks[uri][0] if uri in marks else None for uri in uris]
-    status = [("duplicate" if repeat else old) for repeat, old in zip(repeats, table["status"].to_pylist(), strict=True)]
-    repeated = "same bytes and identity as an earlier item"
-    detail = [(repeated if repeat else old) for repeat, old in zip(repeats, table["status_detail"].to_pylist(), strict=True)]
-    for name, values in (("status", status), ("status_detail", detail), ("duplicate_set", sets)):
-        position = table.schema.get_field_index(name)
-        table = table.set_column(position, tables.ITEMS.field(name), pa.array(values, tables.ITEMS.field(name).type))
-    shards.write_twin(twin, table, shards.read_facts(twin))
+    return {"items": items, "identities": usable, "shards": len(shards.shard_stems(folder)), **by_status}

@@ -28,13 +28,17 @@ _stage = task(cache_policy=NO_CACHE, persist_result=False)
 def _run(name: str, stage: Callable[..., Receipt], *inputs: Any, **options: Any) -> Receipt:
     with shown(name) as progress:
         receipt = stage(*inputs, progress=progress, **options)
-    counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in receipt.counts.items() if not isinstance(value, bool))
+    counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in receipt.counts.items() if _is_number(value))
     console.print(
         f"[bold]{name}[/bold] {'already done' if receipt.reused else f'{receipt.seconds:.1f} s'} · {counts}",
         highlight=False,
         soft_wrap=True,
     )
     return receipt
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @_stage

@@ -54,7 +54,7 @@ def _find_repeats(db: duckdb.DuckDBPyConnection) -> None:
         SELECT shard, source_uri,
                left(content_sha256, 16) || CASE WHEN face_number > 1 THEN '#' || face_number ELSE '' END AS duplicate_set,
                row_number() OVER (PARTITION BY content_sha256, identity, face_number
-                                  ORDER BY crop_offset IS NULL, shard, crop_offset, source_uri) > 1 AS is_repeat
+                                  ORDER BY crop_offset IS NULL, is_gone, shard, crop_offset, source_uri) > 1 AS is_repeat
         FROM items WHERE status IN ('ok', 'duplicate')
         QUALIFY count(*) OVER (PARTITION BY content_sha256, face_number) > 1
         """
@@ -145,9 +145,14 @@ def _write_marks(twin: Path, marks: _Marks) -> None:
     table = pq.read_table(twin)
     found = [marks.get(uri, (None, False, None)) for uri in table["source_uri"].to_pylist()]
     reason = "same bytes and identity as an earlier item"
+    old = list(zip(table["status"].to_pylist(), table["status_detail"].to_pylist(), strict=True))
+    status = [
+        (("duplicate", reason) if repeat else ("ok", None)) if before[0] in ("ok", "duplicate") else before
+        for (_, repeat, _), before in zip(found, old, strict=True)
+    ]
     changed = {
-        "status": ["duplicate" if repeat else old for (_, repeat, _), old in zip(found, table["status"].to_pylist(), strict=True)],
-        "status_detail": [reason if repeat else old for (_, repeat, _), old in zip(found, table["status_detail"].to_pylist(), strict=True)],
+        "status": [name for name, _ in status],
+        "status_detail": [detail for _, detail in status],
         "duplicate_set": [one for one, _, _ in found],
         "near_duplicate_set": [near for _, _, near in found],
     }

@@ -22,6 +22,7 @@ from pipeline import receipts, shards, tables
 from pipeline.edits import edits
 from pipeline.errors import BadInput, StaleInput
 from pipeline.forgotten import Forgotten
+from pipeline.growth import LISTING
 from pipeline.layout import RunLayout
 from pipeline.receipts import Progress, write_json
 from pipeline.replace import Replacement, roll_forward
@@ -30,7 +31,7 @@ from pipeline.wanted import Found, find, require_found, rows_of, wanted_of
 
 _OURS = re.compile(
     r"\.lock|run\.json|forgotten/(key|[^/]+\.(parquet|json))|decisions/[^/]+\.parquet|audit/.*|(.*/)?_receipt\.json"
-    r"|raw/(raw-\d+\.(tar|parquet)|identities\.parquet)|clean/(clean-\d+\.(tar|parquet)|identities\.parquet|dataset\.json)"
+    r"|raw/(raw-\d+\.(tar|parquet)|(identities|listing)\.parquet)|clean/(clean-\d+\.(tar|parquet)|identities\.parquet|dataset\.json)"
     r"|manifest/part-\d+\.parquet|protected/contamination\.parquet|evaluation/(metrics|roc)\.parquet"
     r"|rounds/\d+/(embeddings/raw-\d+\.parquet|noise/(raw-\d+\.parquet|proposals\.parquet|judge\.json|centers\.safetensors)"
     r"|train/(backbone\.safetensors|head\.safetensors|classes\.parquet|metrics\.parquet|model\.json))",
@@ -158,6 +159,7 @@ def _sweep(run: RunLayout, progress: Progress | None) -> None:
         log.append(run.root, new, by=wanted["by"])
     known = log.added(known, wanted["rows"])
     roll_forward(run)
+    (run.raw / LISTING).unlink(missing_ok=True)  # hashes of names can be guessed; without it a crawl that changed is read anew
     for path in _left_over(run):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     learned = [run.root / "rounds", run.manifest, run.clean, run.protected, run.evaluation] if wanted["retrain"] else []

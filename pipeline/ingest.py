@@ -11,18 +11,19 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from pipeline import faces, forgotten, shards, tables
+from pipeline import faces, forgotten, receipts, shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every, fetch
 from pipeline.duplicates import mark_duplicates
 from pipeline.errors import BadCrawl
 from pipeline.examine import examine
 from pipeline.fanout import fan_out
+from pipeline.growth import LISTING, take_over, write_listing
 from pipeline.places import Location, located, recorded
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
 from pipeline.sources import SOURCES, recognise
 
-VERSION = 2
+VERSION = 3
 _NOT_BAD = {"ok", "duplicate", "forgotten"}
 
 
@@ -39,17 +40,31 @@ def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | N
     listing = SOURCES[source].list_slices(crawl, planning, config.ingest)
     if listing.items == 0:
         raise BadCrawl(f"{recorded(crawl)} is empty. docs/crawls.md shows what a crawl looks like.")
-    mark = fingerprint("ingest", VERSION, as_dict(config.ingest), crawl=listing.digest, **detector_files)
+    growth = SOURCES[source].growth
+    same = fingerprint("ingest settings", VERSION, as_dict(config.ingest), source=source, **detector_files)
+    standing = receipts.read(out)
+    grown_from = standing.counts.get("grown_from") if standing else None
+    mark = fingerprint("ingest", VERSION, {"grown_from": grown_from}, crawl=listing.digest, under=same)
+    if standing is not None and standing.fingerprint != mark:
+        grows = growth is not None and standing.counts.get("settings") == same and (out / LISTING).exists()
+        grown_from = standing.fingerprint if grows else None
+        mark = fingerprint("ingest", VERSION, {"grown_from": grown_from}, crawl=listing.digest, under=same)
 
     def work(folder: Path) -> Counts:
-        require_space(folder, listing.total_bytes // 2)
+        first, slices = 0, listing.slices
+        if growth is not None and grown_from is not None:
+            first, slices = take_over(out, planning, folder, growth, config.ingest)
+        elif growth is not None:
+            write_listing(planning, folder, growth, config.ingest)
+        require_space(folder, listing.total_bytes // 2 * slices // max(1, listing.slices))
         todo = [
-            _Slice(crawl, planning, source, number, folder, config.ingest)
-            for number in range(listing.slices)
-            if not (folder / f"raw-{number:06d}.parquet").exists()
+            _Slice(crawl, planning, source, number, folder, f"raw-{first + number:06d}", config.ingest)
+            for number in range(slices)
+            if not (folder / f"raw-{first + number:06d}.parquet").exists()
         ]
         fan_out(ingest_slice, todo, workers=config.workers, progress=progress)
-        return _seal(folder, crawl, config.ingest) | {f"{name}_sha256": digest for name, digest in detector_files.items()}
+        digests: Counts = {f"{name}_sha256": digest for name, digest in detector_files.items()}
+        return _seal(folder, crawl, config.ingest) | digests | {"grown_from": grown_from, "settings": same}
 
     receipt = run_stage(out, stage="ingest", mark=mark, work=work)
     shutil.rmtree(planning)
@@ -63,20 +78,21 @@ class _Slice:
     source: str
     number: int
     folder: Path
+    stem: str
+    """Of the shard to write."""
     config: IngestConfig
 
 
 def ingest_slice(part: _Slice) -> int:
     """Write one raw shard and its twin; returns its number of items."""
-    stem = f"raw-{part.number:06d}"
-    tar = part.folder / f"{stem}.tar"
+    tar = part.folder / f"{part.stem}.tar"
     rows: list[dict[str, Any]] = []
     stored: dict[str, tuple[int, int]] = {}
     gone = forgotten.read(part.folder.parent)
     with atomic(tar) as temporary, shards.ShardWriter(temporary) as shard:
         for item in SOURCES[part.source].read_slice(part.crawl, part.plan, part.number, part.config):
             for found, crop in gone.instead(item) or examine(item, part.config):
-                row = gone.scrub(found) | {"shard": stem}
+                row = gone.scrub(found) | {"shard": part.stem}
                 if crop is not None and row["sample_id"] not in stored:
                     facts = shards.json_bytes({"identity": row["identity"], "source_uri": row["source_uri"]})
                     offset = shard.add(row["sample_id"], {"jpg": crop, "json": facts})["jpg"]
@@ -101,6 +117,7 @@ def _seal(folder: Path, crawl: str, config: IngestConfig) -> Counts:
                 "SELECT identity, count(*) AS items, count(*) FILTER (status = 'ok') AS samples FROM items GROUP BY identity ORDER BY identity",
             )
             pq.write_table(counted.cast(tables.IDENTITIES), temporary)
+        gone = db.execute("SELECT count(*) FROM items WHERE is_gone").fetchall()[0][0]
         by_status = dict(db.execute("SELECT status, count(*) FROM items GROUP BY status ORDER BY count(*) DESC, status").fetchall())
         usable = sum(samples > 0 for samples in counted["samples"].to_pylist())
     items = sum(by_status.values())
@@ -116,4 +133,4 @@ def _seal(folder: Path, crawl: str, config: IngestConfig) -> Counts:
             f"{recorded(crawl)} has {usable} identities with a usable sample, and a head needs two to tell apart. "
             f"Items by status: {kinds}. `purify inspect` shows how the crawl was read, docs/crawls.md what it should look like."
         )
-    return {"items": items, "identities": usable, "shards": len(shards.shard_stems(folder)), **by_status}
+    return ({"gone": gone} if gone else {}) | {"items": items, "identities": usable, "shards": len(shards.shard_stems(folder)), **by_status}

@@ -6,16 +6,25 @@ SOURCES is in order of trial: the first whose `recognises` says yes reads the cr
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
-from pipeline.sources import folder, huggingface, img2dataset, recordio, table, webdataset
+from pipeline.looks import look as look_at
+from pipeline.sources import file_plan, folder, huggingface, img2dataset, recordio, table, tar_pictures, webdataset
 from pipeline.sources.base import Item, Listing, Source
 
 SOURCES: dict[str, Source] = {
     "recordio": Source(recordio.recognises, recordio.list_slices, recordio.read_slice, "insightface's train.rec, with or without .idx"),
     "img2dataset": Source(
-        img2dataset.recognises, img2dataset.list_slices, img2dataset.read_slice, "img2dataset's tars, each with its Parquet twin"
+        img2dataset.recognises,
+        img2dataset.list_slices,
+        img2dataset.read_slice,
+        "img2dataset's tars, each with its Parquet twin",
+        growth=tar_pictures.GROWTH,
     ),
     "webdataset": Source(
-        webdataset.recognises, webdataset.list_slices, webdataset.read_slice, "WebDataset tars with the identity in .json, .cls or .txt"
+        webdataset.recognises,
+        webdataset.list_slices,
+        webdataset.read_slice,
+        "WebDataset tars with the identity in .json, .cls or .txt",
+        growth=tar_pictures.GROWTH,
     ),
     "huggingface": Source(
         huggingface.recognises,
@@ -31,13 +40,15 @@ SOURCES: dict[str, Source] = {
         "a Parquet, CSV, TSV or JSON lines table with a column of identities, and one of pictures, paths or URLs",
         table.count_identities,
     ),
-    "folder": Source(folder.recognises, folder.list_slices, folder.read_slice, "a folder per identity", folder.count_identities),
+    "folder": Source(
+        folder.recognises, folder.list_slices, folder.read_slice, "a folder per identity", folder.count_identities, file_plan.GROWTH
+    ),
 }
 
 
 def recognise(crawl: str, config: IngestConfig) -> str:
     """Name of the source that reads this crawl. Raises BadCrawl when nothing is there, or nothing that is known."""
-    look = places.look(crawl, config)
+    look = look_at(crawl, config)
     if config.source != "auto":
         return config.source
     for name, source in SOURCES.items():

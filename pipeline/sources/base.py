@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.config import IngestConfig
-from pipeline.places import Look
+from pipeline.looks import Look
 from pipeline.web import TooLarge
 
 Problem = tuple[str, str]
@@ -47,6 +49,20 @@ class Listing:
     digest: str
 
 
+UNITS = pa.schema([("unit", pa.binary(16)), ("mark", pa.binary(16)), ("slice", pa.int64())])
+"""Files of a crawl: hash of the name, hash that changes when the file does, and the slice that reads it."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a crawl that grew is read: its files by themselves, so that those which were read before need not be read again."""
+
+    write_units: Callable[[Path, Path, IngestConfig], None]
+    """(folder of the plan, file to write, settings): every file of the plan as UNITS"""
+    narrow: Callable[[Path, Path, IngestConfig], int]
+    """(folder of the plan, a UNITS file, settings): leaves only its units in the plan; the number of slices then"""
+
+
 @dataclass(frozen=True)
 class Source:
     """Functions that read one kind of crawl. A crawl is an absolute path or a URL (`places.located`)."""
@@ -61,12 +77,19 @@ class Source:
     """In words, for people."""
     count_identities: Callable[[Path, IngestConfig], dict[str, int]] | None = None
     """(folder of the plan, settings) -> items by identity, where the listing knows them."""
+    growth: Growth | None = None
+    """None: a crawl that changed is read anew."""
 
 
 def digest_of(uri: str, size: int, mark: str | int) -> int:
     """128-bit hash of one listed file; sums of them do not depend on the order of listing."""
     text = f"{uri}\0{size}\0{mark}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big")
+
+
+def unit_of(uri: str) -> bytes:
+    """16 bytes that stand for a file of the crawl by its name, as source_uri has it."""
+    return hashlib.blake2b(uri.encode("utf-8"), digest_size=16).digest()
 
 
 def order_of(name: bytes) -> int:

@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
 from pipeline.duck import literal
 from pipeline.places import Entry
-from pipeline.sources.base import Listing, digest_of, order_of
+from pipeline.sources.base import UNITS, Growth, Listing, digest_of, order_of, unit_of, uri_text
 
-_LISTED = pa.schema([("path", pa.binary()), ("size", pa.int64()), ("order", pa.uint64()), ("extra", pa.string())])
+_LISTED = pa.schema(
+    [
+        ("path", pa.binary()),
+        ("size", pa.int64()),
+        ("order", pa.uint64()),
+        ("extra", pa.string()),
+        ("unit", pa.binary(16)),
+        ("mark", pa.binary(16)),
+    ]
+)
 _BATCH = 10_000
+_FILES = "files.parquet"
 
 
 @dataclass(frozen=True)
@@ -36,29 +47,56 @@ def write(plan: Path, entries: Iterable[tuple[Entry, str | None]], config: Inges
         batch: list[dict[str, Any]] = []
         for entry, extra in entries:
             path = os.fsencode(entry.path)
-            batch.append({"path": path, "size": entry.size, "order": order_of(path), "extra": extra})
             items, total = items + 1, total + entry.size
-            mark = entry.mark if extra is None else f"{entry.mark}\0{extra}"
-            digest = (digest + digest_of(entry.path, entry.size, mark)) % 2**128
+            mark = digest_of(entry.path, entry.size, entry.mark if extra is None else f"{entry.mark}\0{extra}")
+            digest = (digest + mark) % 2**128
+            row = {"path": path, "size": entry.size, "order": order_of(path), "extra": extra}
+            batch.append(row | {"unit": unit_of(uri_text(entry.path)), "mark": mark.to_bytes(16, "big")})
             if len(batch) == _BATCH:
                 writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
                 batch.clear()
         writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
-    with duckdb.connect() as db:
-        db.execute("SET temp_directory = ?", [str(plan / "spill")])
-        db.execute("SET memory_limit = '256MB'")
-        db.execute("SET threads = 2")
-        db.read_parquet(literal(unsorted)).order('"order", path').write_parquet(
-            str(plan / "files.parquet"), row_group_size=config.samples_per_shard
-        )
+    with _database(plan) as db:
+        db.read_parquet(literal(unsorted)).order('"order", path').write_parquet(str(plan / _FILES), row_group_size=config.samples_per_shard)
     unsorted.unlink()
     return Listing(items, total, -(-items // config.samples_per_shard), f"{digest:032x}")
+
+
+def write_units(plan: Path, out: Path, config: IngestConfig) -> None:
+    """Every file of the plan as UNITS, with its slice."""
+    row = 0
+    with pq.ParquetFile(plan / _FILES) as file, pq.ParquetWriter(out, UNITS) as writer:
+        for batch in file.iter_batches(columns=["unit", "mark"]):
+            slices = pa.array(np.arange(row, row + batch.num_rows) // config.samples_per_shard, pa.int64())
+            columns = [batch.column(name).cast(pa.binary(16)) for name in ("unit", "mark")]
+            writer.write_batch(pa.RecordBatch.from_arrays([*columns, slices], schema=UNITS))
+            row += batch.num_rows
+
+
+def narrow(plan: Path, units: Path, config: IngestConfig) -> int:
+    """Leave only the files of `units` in the plan, in the same order; the number of slices then."""
+    narrowed = plan / "narrowed.parquet"
+    with _database(plan) as db:
+        db.read_parquet(literal(plan / _FILES)).create_view("files")
+        db.read_parquet(literal(units)).create_view("wanted")
+        kept = db.sql("""SELECT * FROM files WHERE unit IN (SELECT unit FROM wanted) ORDER BY "order", path""")
+        kept.write_parquet(str(narrowed), row_group_size=config.samples_per_shard)
+    narrowed.replace(plan / _FILES)
+    return int(-(-pq.read_metadata(plan / _FILES).num_rows // config.samples_per_shard))
+
+
+def _database(plan: Path) -> duckdb.DuckDBPyConnection:
+    db = duckdb.connect()
+    db.execute("SET temp_directory = ?", [str(plan / "spill")])
+    db.execute("SET memory_limit = '256MB'")
+    db.execute("SET threads = 2")
+    return db
 
 
 def read(plan: Path, number: int, config: IngestConfig) -> list[PlannedFile]:
     """Rows `number * samples_per_shard` and on; no other row groups are read."""
     start, stop = number * config.samples_per_shard, (number + 1) * config.samples_per_shard
-    with pq.ParquetFile(plan / "files.parquet") as file:
+    with pq.ParquetFile(plan / _FILES) as file:
         groups: list[int] = []
         row = first = 0
         for group in range(file.num_row_groups):
@@ -73,6 +111,9 @@ def read(plan: Path, number: int, config: IngestConfig) -> list[PlannedFile]:
 
 def paths(plan: Path) -> Iterator[tuple[bytes, str | None]]:
     """(path, extra) of every file, in slicing order."""
-    with pq.ParquetFile(plan / "files.parquet") as file:
+    with pq.ParquetFile(plan / _FILES) as file:
         for batch in file.iter_batches(columns=["path", "extra"]):
             yield from zip(batch.column("path").to_pylist(), batch.column("extra").to_pylist(), strict=True)
+
+
+GROWTH = Growth(write_units, narrow)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from pipeline import places
 from pipeline.config import IngestConfig
+from pipeline.looks import Look
 from pipeline.sources import file_plan
 from pipeline.sources.base import Item, Listing, named, unreadable, uri_text
 
 
-def recognises(look: places.Look) -> bool:
+def recognises(look: Look) -> bool:
     """True for any folder."""
     return look.kind == "folder"
 

@@ -21,6 +21,7 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.duck import literal
 from pipeline.errors import BadCrawl
+from pipeline.looks import Look
 from pipeline.sources import file_plan, table
 from pipeline.sources.base import Item, Listing, Problem, bad_key, named, unreadable, uri_text
 
@@ -32,7 +33,7 @@ _BATCH = 50_000
 _Named = tuple[places.Entry, str | None]
 
 
-def recognises(look: places.Look) -> bool:
+def recognises(look: Look) -> bool:
     """True for Parquet shards with Hugging Face's schema or README, for a `metadata` file, and for folders that are all named after splits."""
     if look.kind != "folder":
         return False

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 
 from pipeline import places
 from pipeline.config import IngestConfig
+from pipeline.looks import Look
 from pipeline.sources.base import Item, Listing, Problem, digest_of, named, text_or_none, unreadable, uri_text
 from pipeline.sources.tar_pictures import TarPicture, facts_of, list_tars, read_pictures, tar_of, write_tars
 
 _COLUMNS = ("key", "status", "error_message", "url", "caption")
 
 
-def recognises(look: places.Look) -> bool:
+def recognises(look: Look) -> bool:
     """True for a folder that has, beside its first tars, Parquet with the columns `key` and `status`."""
     if look.kind != "folder":
         return False
@@ -37,8 +38,10 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     expected = {_twin(tar.path) for tar in tars}
     known = [twin for twin in twins if twin.path in expected or _is_twin(places.join(base, twin.path), config)]
     lost = [f"{twin.path.removesuffix('.parquet')}.tar" for twin in known if twin.path not in expected]
-    write_tars(plan, base, [*(tar.path for tar in tars), *lost])
-    digest = sum(digest_of(twin.path, twin.size, twin.mark) for twin in known)
+    twin_marks = {twin.path: digest_of(twin.path, twin.size, twin.mark) for twin in known}
+    tar_marks = {tar.path: digest_of(tar.path, tar.size, tar.mark) for tar in tars} | dict.fromkeys(lost, 0)
+    write_tars(plan, base, {path: (mark + twin_marks.get(_twin(path), 0)) % 2**128 for path, mark in tar_marks.items()})
+    digest = sum(twin_marks.values())
     slices = listing.slices + len(lost)
     return Listing(listing.items + len(lost), listing.total_bytes, slices, f"{(int(listing.digest, 16) + digest) % 2**128:032x}")
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline import places, recordio
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
+from pipeline.looks import Look
 from pipeline.sources.base import Item, Listing, Problem, digest_of, named, order_of, unreadable, uri_text
 
 _BLOCK = 16
@@ -27,7 +28,7 @@ _EXACT = 2**24
 """Above, float32 does not hold every whole number, so two identities could have become one when the file was written."""
 
 
-def recognises(look: places.Look) -> bool:
+def recognises(look: Look) -> bool:
     """True for a `.rec` file, and for a folder with one on its first level."""
     return any(name.lower().endswith(".rec") for name in look.top)
 

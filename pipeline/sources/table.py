@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
+from pipeline.looks import Look
 from pipeline.sources.base import Item, Listing, Problem, bad_key, digest_of, named, text_or_none, unreadable, uri_text
 from pipeline.sources.img2dataset import failure
 
@@ -51,7 +52,7 @@ class Columns:
         return list(dict.fromkeys(name for name in asdict(self).values() if name))
 
 
-def recognises(look: places.Look) -> bool:
+def recognises(look: Look) -> bool:
     """True for a table, tables by a pattern, and a folder on whose first level one has the columns of identity and picture."""
     tables = [name for name in look.top if is_table(name)]
     if look.kind != "folder":

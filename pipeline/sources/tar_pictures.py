@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline import places
 from pipeline.config import IngestConfig
-from pipeline.sources.base import PICTURES, Listing, Problem, bad_key, digest_of, unreadable, uri_text
+from pipeline.sources.base import PICTURES, UNITS, Growth, Listing, Problem, bad_key, digest_of, unit_of, unreadable, uri_text
 from pipeline.tars import Member, read_members
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -49,20 +52,43 @@ class _Part:
 def list_tars(crawl: str, plan: Path, config: IngestConfig) -> tuple[Listing, list[places.Entry]]:
     """The listing, a slice a tar, and the tars; their paths go into the plan."""
     base, tars = places.matching(crawl, config, SUFFIXES)
-    write_tars(plan, base, [tar.path for tar in tars])
-    digest = sum(digest_of(places.name_of(places.join(base, tar.path)), tar.size, tar.mark) for tar in tars) % 2**128
-    return Listing(len(tars), sum(tar.size for tar in tars), len(tars), f"{digest:032x}"), tars
+    marks = {tar.path: digest_of(places.name_of(places.join(base, tar.path)), tar.size, tar.mark) for tar in tars}
+    write_tars(plan, base, marks)
+    return Listing(len(tars), sum(tar.size for tar in tars), len(tars), f"{sum(marks.values()) % 2**128:032x}"), tars
 
 
-def write_tars(plan: Path, base: str, paths: list[str]) -> None:
-    """Put the tars, a slice each, into the plan."""
-    (plan / "tars.json").write_text(json.dumps({"base": base, "tars": paths}), "utf-8")
+def write_tars(plan: Path, base: str, marks: dict[str, int]) -> None:
+    """Put the tars, a slice each, into the plan. `marks`: by path, a number below 2^128 that changes when the tar does."""
+    (plan / "tars.json").write_text(json.dumps({"base": base, "tars": marks}), "utf-8")
 
 
 def tar_of(plan: Path, number: int) -> tuple[str, str]:
     """(folder, path in it) of the tar of a slice."""
     listed = json.loads((plan / "tars.json").read_text("utf-8"))
-    return listed["base"], listed["tars"][number]
+    return listed["base"], list(listed["tars"])[number]
+
+
+def write_units(plan: Path, out: Path, config: IngestConfig) -> None:
+    """Every tar of the plan as UNITS, a slice each."""
+    del config
+    tars = json.loads((plan / "tars.json").read_text("utf-8"))["tars"]
+    rows = [
+        {"unit": unit_of(uri_text(path)), "mark": mark.to_bytes(16, "big"), "slice": at} for at, (path, mark) in enumerate(tars.items())
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=UNITS), out)
+
+
+def narrow(plan: Path, units: Path, config: IngestConfig) -> int:
+    """Leave only the tars of `units` in the plan, in the same order; the number of slices then."""
+    del config
+    kept = set(pq.read_table(units, columns=["unit"])["unit"].to_pylist())
+    listed = json.loads((plan / "tars.json").read_text("utf-8"))
+    tars = {path: mark for path, mark in listed["tars"].items() if unit_of(uri_text(path)) in kept}
+    write_tars(plan, listed["base"], tars)
+    return len(tars)
+
+
+GROWTH = Growth(write_units, narrow)
 
 
 def read_pictures(base: str, path: str, config: IngestConfig) -> Iterator[TarPicture]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
+from pipeline.looks import Look
 from pipeline.sources.base import PICTURES, Item, Listing, named, text_or_none
 from pipeline.sources.tar_pictures import SUFFIXES, TarPicture, facts_of, list_tars, read_pictures, tar_of
 
 
-def recognises(look: places.Look) -> bool:
+def recognises(look: Look) -> bool:
     """True for a tar, for tars by a pattern, and for a folder with tars in it, or in its first folder."""
     return any(places.name_of(name).lower().endswith(SUFFIXES) for level in look.levels for name in level)
 

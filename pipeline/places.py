@@ -27,8 +27,6 @@ Location = str | Path
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _BLOCK = 4 * 2**20
-_DEPTH = 4
-_SHOWN = 1000
 _ACCESS = {
     "s3": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket FSSPEC_S3_ANON=true; for a server that is "
     "not Amazon's AWS_ENDPOINT_URL.",
@@ -111,7 +109,7 @@ def facts(place: str, config: IngestConfig) -> Entry | None:
 
 def is_folder(place: str, config: IngestConfig) -> bool:
     """True when a folder stands there."""
-    if is_web(place) or _is_pattern(place):
+    if is_web(place) or is_pattern(place):
         return False
     found = facts(place, config)
     return found is not None and found.kind == "folder"
@@ -145,57 +143,6 @@ def walk(place: str) -> Iterator[Entry]:
             yield entry
 
 
-@dataclass(frozen=True)
-class Look:
-    """What a crawl looks like from outside, for a source to recognise. Each level is listed once, and no more than it takes."""
-
-    crawl: str
-    kind: Literal["file", "folder", "pattern"]
-    levels: tuple[tuple[str, ...], ...]
-    """Files by level, relative to the crawl: of the folder, of its first folder, and so on; the first thousand by name. A file's own name."""
-    folders: tuple[str, ...]
-    """Folders of the first level, the first thousand by name."""
-    config: IngestConfig
-
-    @property
-    def top(self) -> tuple[str, ...]:
-        return self.levels[0]
-
-
-def look(crawl: str, config: IngestConfig) -> Look:
-    """A look at the crawl. Raises BadCrawl when nothing is there."""
-    if _is_pattern(crawl) and (found := matching(crawl, config)):
-        return Look(crawl, "pattern", (tuple(entry.path for entry in found[1]),), (), config)
-    entry = facts(crawl, config)
-    if entry is None:
-        raise BadCrawl(f"There is no crawl at {recorded(crawl)}. Check the path; `purify demo` makes one to try.")
-    if entry.kind != "folder":
-        return Look(crawl, "file", ((name_of(crawl),),), (), config)
-    levels, folders, below = [], [], ""
-    for _ in range(_DEPTH):
-        files, deeper = _smallest(join(crawl, below))
-        levels.append(tuple(f"{below}/{name}" if below else name for name in files))
-        if not below:
-            folders = deeper
-        if not deeper:
-            break
-        below = f"{below}/{deeper[0]}" if below else deeper[0]
-    return Look(crawl, "folder", tuple(levels), tuple(folders), config)
-
-
-def _smallest(place: str) -> tuple[list[str], list[str]]:
-    """(files, folders) of a folder, a thousand of each, first by name; what starts with a dot or an underscore is not looked at."""
-    kept: dict[bool, list[str]] = {True: [], False: []}
-    for entry in children(place):
-        if entry.path.startswith((".", "_")):
-            continue
-        names = kept[entry.kind == "folder"]
-        names.append(entry.path)
-        if len(names) > 4 * _SHOWN:
-            kept[entry.kind == "folder"] = sorted(names)[:_SHOWN]
-    return sorted(kept[False])[:_SHOWN], sorted(kept[True])[:_SHOWN]
-
-
 def matching(crawl: str, config: IngestConfig, suffixes: tuple[str, ...] = ()) -> tuple[str, list[Entry]]:
     """(folder, its files that belong to the crawl, by name): one file, those of a pattern, or all below a folder with one of the suffixes.
 
@@ -204,7 +151,7 @@ def matching(crawl: str, config: IngestConfig, suffixes: tuple[str, ...] = ()) -
     """
     base = (crawl.partition("?")[0] if is_web(crawl) else crawl).rpartition("/")[0]
     last = crawl[len(base) + 1 :]
-    if _is_pattern(crawl):
+    if is_pattern(crawl):
         names = _counted(last)
         if names is None:
             found = [entry for entry in children(base) if entry.kind == "file" and fnmatch.fnmatchcase(entry.path, last)]
@@ -227,7 +174,8 @@ def _hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def _is_pattern(crawl: str) -> bool:
+def is_pattern(crawl: str) -> bool:
+    """True when the last part is a pattern, and no file's name."""
     last = crawl.rpartition("/")[2]
     if _counted(last) is not None:
         return not _exists_locally(crawl)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import places
+from pipeline import looks, places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.web import TooLarge
@@ -52,17 +52,17 @@ def test_patterns_are_of_the_last_part_and_names_that_are_there_win(tmp_path: Pa
 
 def test_a_look_goes_down_the_first_folder_and_no_further(tmp_path: Path) -> None:
     write(tmp_path, {"z.txt": b"", "a/b/1.jpg": b"", "a/2.jpg": b"", "c/3.jpg": b"", ".git/x": b"", "_tmp/y": b"", "a/b/c/d/e/f.jpg": b""})
-    look = places.look(str(tmp_path), CONFIG)
+    look = looks.look(str(tmp_path), CONFIG)
     assert look.kind == "folder" and look.folders == ("a", "c")
     assert look.levels == (("z.txt",), ("a/2.jpg",), ("a/b/1.jpg",), ())
-    assert places.look(f"{tmp_path}/z.txt", CONFIG).levels == (("z.txt",),)
+    assert looks.look(f"{tmp_path}/z.txt", CONFIG).levels == (("z.txt",),)
 
 
 def test_a_look_at_very_many_names_takes_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_SHOWN", 3)
+    monkeypatch.setattr(looks, "_SHOWN", 3)
     for number in range(100):
         (tmp_path / f"{(number * 37) % 100:02d}").touch()
-    assert places.look(str(tmp_path), CONFIG).top == ("00", "01", "02")
+    assert looks.look(str(tmp_path), CONFIG).top == ("00", "01", "02")
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ class WithinIdentity:
     density_deg_N: NDArray[np.float32]
     stand_in_N: NDArray[np.int64]
     """Number of the near duplicate that stands for the sample; its own when it stands for itself."""
+    worth_N: NDArray[np.float64]
+    """Which of two near duplicates is to be kept: area of the face as crawled in whole pixels, then sharpness, as a fraction below 1."""
     key_N: NDArray[np.bytes_]
 
 
@@ -118,7 +120,7 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
     centers_CKD[rows], is_trained_C[rows] = learned_CKD, True
     centers_CKD = centers_CKD.to(device)
     counts_CK = torch.zeros(len(names), subcenters, dtype=torch.int64)
-    within = _arrays(folder / "samples", buckets.samples, subcenters, embeddings, stems)
+    within = _arrays(folder / "samples", buckets.samples, subcenters, raw, embeddings, stems)
     for bucket in buckets:
         class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND).to(device)
         for number, members in _members(class_N, ~is_trained_C):
@@ -274,6 +276,7 @@ def _agree(
     # Where all embeddings lie close together, so do different photographs.
     duplicate_angle_deg = min(duplicate_angle_deg, angle_of_probability(calibration, SURELY_CLEAN) / 4)
     trust_N = torch.ones(len(class_N), device=device)
+    worth_N = torch.from_numpy(within.worth_N[bucket.row_N]).to(device)
     if rivals is not None:
         _, rival_deg_N1 = rivals.nearest(unit_ND, class_N.to(device), 1)
         own_deg_N = angle_to(unit_ND, class_N.to(device), known.consensus_CD)
@@ -286,7 +289,12 @@ def _agree(
         starts_GKD[again_G] = 0.0
         starts_GKD[again_G, 0] = known.consensus_CD[identity_G[again_G]]
         found = consensus(
-            unit_ND[here_Gn], starts_GKD, _clean(calibration), duplicate_angle_deg=duplicate_angle_deg, trust_Gn=trust_N[here_Gn]
+            unit_ND[here_Gn],
+            starts_GKD,
+            _clean(calibration),
+            duplicate_angle_deg=duplicate_angle_deg,
+            trust_Gn=trust_N[here_Gn],
+            worth_Gn=worth_N[here_Gn],
         )
         known.consensus_CD[identity_G], known.mass_C[identity_G] = found.center_GD, found.mass_G
         known.second_CD[identity_G], known.second_mass_C[identity_G] = found.second_GD, found.second_mass_G
@@ -302,7 +310,7 @@ def _clean(calibration: Calibration) -> Callable[[Tensor], Tensor]:
     return lambda angle: 1 - calibration.noise_probability(angle.flatten()).view(angle.shape)
 
 
-def _arrays(folder: Path, samples: int, subcenters: int, embeddings: Path, stems: list[str]) -> WithinIdentity:
+def _arrays(folder: Path, samples: int, subcenters: int, raw: Path, embeddings: Path, stems: list[str]) -> WithinIdentity:
     folder.mkdir(exist_ok=True)
 
     def array(name: str, kind: str, *width: int) -> NDArray[Any]:
@@ -313,14 +321,27 @@ def _arrays(folder: Path, samples: int, subcenters: int, embeddings: Path, stems
         array("angle", "<f4"),
         array("density", "<f4"),
         array("stand_in", "<i8"),
+        array("worth", "<f8"),
         array("key", "S64"),
     )
     row = 0
     for stem in stems:
-        keys = pq.read_table(embeddings / f"{stem}.parquet", columns=["sample_id"])["sample_id"].to_pylist()
-        within.key_N[row : row + len(keys)] = keys
-        row += len(keys)
+        table = pq.read_table(embeddings / f"{stem}.parquet", columns=["sample_id", "source_uri"])
+        rows = slice(row, row + table.num_rows)
+        within.key_N[rows] = table["sample_id"].to_pylist()
+        within.worth_N[rows] = _worth(raw / f"{stem}.parquet", table["source_uri"].to_pylist())
+        row += table.num_rows
     return within
+
+
+def _worth(twin: Path, uris: list[str]) -> list[float]:
+    columns = ("width_px", "height_px", "face_width_px", "face_height_px", "sharpness")
+    table = pq.read_table(twin, columns=["source_uri", *columns])
+    worth = {}
+    for uri, width, height, face_width, face_height, sharpness in zip(*table.to_pydict().values(), strict=True):
+        area = face_width * face_height if face_width and face_height else (width or 0) * (height or 0)
+        worth[uri] = round(area) + (sharpness or 0.0) / (1 + (sharpness or 0.0))
+    return [worth.get(uri, 0.0) for uri in uris]
 
 
 EVIDENCE_ONLY = {"null_angle_deg": pa.float32(), "next_other_angle_deg": pa.float32()}

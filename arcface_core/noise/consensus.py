@@ -50,6 +50,7 @@ def consensus(
     *,
     duplicate_angle_deg: float = 12.0,
     trust_Gn: Tensor | None = None,
+    worth_Gn: Tensor | None = None,
 ) -> Consensus:
     """The consensus of G identities.
 
@@ -57,6 +58,7 @@ def consensus(
     clean_probability     of a tensor of angles in degrees: the probability 0..1 that a sample at this angle is of the identity; NaN counts as 0
     duplicate_angle_deg   two samples within this angle (inclusive) are one photograph
     trust_Gn              weight 0..1 that each sample has in finding the center (`competition`); and in the choice among starts; 1 by default
+    worth_Gn              of near duplicates the one of most worth stands for the others, if it agrees with the consensus; equal by default
 
     From every start: weights = clean probability of the angle to the center of the others, divided by the number of near duplicates; center =
     weighted mean; three times. The start that ends with most mass wins, ties to the lowest. The second center is found likewise among
@@ -106,7 +108,7 @@ def consensus(
         mass_G=mass_G,
         angle_Gn=angle_Gn,
         density_Gn=_density(cos_Gnr, near_Gnr),
-        duplicate_Gn=_stand_ins(near_Gnr, angle_Gn, reference_r),
+        duplicate_Gn=_stand_ins(near_Gnr, angle_Gn, weigh(angle_Gn) < 0.5, everyone_Gn if worth_Gn is None else worth_Gn, reference_r),
         second_GD=second_GMD[:, 0],
         second_mass_G=second_GnM[:, :, 0].sum(dim=1),
     )
@@ -142,8 +144,10 @@ def _density(cos_Gnr: Tensor, near_Gnr: Tensor) -> Tensor:
     return angle_deg(mean_Gn).masked_fill(~known_Gnk.any(dim=2), torch.nan)
 
 
-def _stand_ins(near_Gnr: Tensor, angle_Gn: Tensor, reference_r: Tensor) -> Tensor:
-    """Keep-one rule: of near duplicates the one nearest to the consensus stands for those near to IT, then the next; ties to the first.
+def _stand_ins(near_Gnr: Tensor, angle_Gn: Tensor, doubtful_Gn: Tensor, worth_Gn: Tensor, reference_r: Tensor) -> Tensor:
+    """Keep-one rule: of near duplicates the best stands for those near to IT, then the next best.
+
+    The best agrees with the consensus, then is of most worth, then nearest to the consensus; ties to the first.
 
     A chain a - b - c of which only neighbours are near is not one set: what a stands for is what is near to a.
     """
@@ -152,7 +156,9 @@ def _stand_ins(near_Gnr: Tensor, angle_Gn: Tensor, reference_r: Tensor) -> Tenso
     mutual_Gr = near_Gnr.sum(dim=1) > 1  # references that are near to somebody else
     for group in mutual_Gr.any(dim=1).nonzero()[:, 0].tolist():
         references = reference_r[mutual_Gr[group]]
-        order = angle_Gn[group, references].nan_to_num(nan=torch.inf).argsort(stable=True)
+        angle_r, worth_r = angle_Gn[group, references].nan_to_num(nan=torch.inf).tolist(), worth_Gn[group, references].tolist()
+        doubtful_r = doubtful_Gn[group, references].tolist()
+        order = sorted(range(len(references)), key=lambda at: (doubtful_r[at], -worth_r[at], angle_r[at]))
         places = mutual_Gr[group].nonzero()[:, 0][order].tolist()
         taken_n = torch.zeros(size, dtype=torch.bool, device=angle_Gn.device)
         for place in places:

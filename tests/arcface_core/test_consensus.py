@@ -99,6 +99,20 @@ def test_copies_of_one_wrong_photograph_count_once() -> None:
     assert int(stand_in[6]) in range(6, 18)
 
 
+def test_of_near_duplicates_the_one_of_most_worth_stands_for_the_others_unless_it_is_doubtful() -> None:
+    generator = torch.Generator().manual_seed(3)
+    mean = normalize(torch.randn(DIM, generator=generator), dim=0)
+    vectors = normalize(mean + 0.05 * torch.randn(8, DIM, generator=generator), dim=1)
+    vectors[5:] = normalize(vectors[5] + 0.002 * torch.randn(3, DIM, generator=generator), dim=1)
+    worth = torch.tensor([[0.0, 0, 0, 0, 0, 4, 9, 1]])
+    found = consensus(vectors[None], mean[None, None], clean, worth_Gn=worth)
+    assert found.duplicate_Gn[0].tolist() == [0, 1, 2, 3, 4, 6, 6, 6]
+    all_near, angle = torch.ones(1, 3, 3, dtype=torch.bool), torch.tensor([[30.0, 20.0, 25.0]])
+    doubtful = torch.tensor([[False, True, False]])
+    heads = module._stand_ins(all_near, angle, doubtful, torch.tensor([[1.0, 9.0, 1.0]]), torch.arange(3))
+    assert heads.tolist() == [[2, 2, 2]], "what does not agree stands for nobody that does; of equal worth the nearest"
+
+
 def test_a_chain_of_near_duplicates_is_not_one_photograph() -> None:
     plane = [torch.tensor([math.cos(math.radians(d)), math.sin(math.radians(d))] + [0.0] * (DIM - 2)) for d in (0, 10, 20)]
     assert found_in(torch.stack(plane), duplicate_angle_deg=12.0).duplicate_Gn[0].tolist() in ([0, 0, 2], [1, 1, 1], [0, 2, 2])

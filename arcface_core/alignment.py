@@ -94,7 +94,7 @@ def yaw_deg(landmarks_52: ArrayLike) -> float:
     reads the same); `e` is half the distance between the eyes, from eyes and mouth: `(eyes + mouth) / (2 (1 + 0.83))`; `D = 0.85` is the
     depth of the nose. Eyes and mouth corners in one plane and the nose before it, seen from afar, give `n = D sin(yaw) cos(pitch)` and
     `e = cos(yaw)`: exact without pitch. Noses differ, so take it for a scale from frontal to profile, not for a measurement: 20 % more nose
-    is 4 degrees more at 30. When the order of the points is mirrored, or an eye has passed the other, the answer is -90 or 90.
+    is 5 degrees more at 30. When the order of the points is mirrored, or an eye has passed the other, the answer is -90 or 90.
 
     Raises ValueError: for other than five finite points.
     """

@@ -69,7 +69,9 @@ def forget_rounds_after(run: RunLayout, last: int) -> None:
             shutil.rmtree(folder)
 
 
-def write_record(crawl: Location, run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float) -> dict[str, Any]:
+def write_record(
+    crawl: Location, run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float
+) -> dict[str, Any]:
     """run.json of a finished run, which is also returned. `receipts`: (name of the stage, its receipt), in order."""
     record: dict[str, Any] = {
         "crawl": recorded(crawl),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,11 @@ from numpy.typing import NDArray
 from pipeline.config import IngestConfig
 from pipeline.detectors.base import Face, Find, read_file
 from pipeline.errors import BadInput
+from pipeline.measures import Pixels
+from pipeline.sources import Item
+
+_NUMBERS = 15
+_PACKED = struct.Struct("=15d")
 
 
 def none(config: IngestConfig) -> Find:
@@ -31,36 +37,41 @@ def landmarks(config: IngestConfig) -> Find:
             raise TypeError(f"a {type(given).__name__}")
     except (ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{config.landmarks} is no JSON object of landmarks by source_uri ({error}). docs/faces.md shows one.") from error
-    known = {}
-    for uri, value in given.items():
+    known: dict[str, bytes] = {}
+    while given:  # and not a loop over it: what is read is let go
+        uri, value = given.popitem()
         try:
-            known[uri] = _given_faces(value)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            known[uri] = b"".join(_packed(face) for face in _listed(value))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, struct.error) as error:
             raise BadInput(f"{config.landmarks}: {uri!r} has no five points ({error}). docs/faces.md shows the format.") from error
-    return lambda pixels, item: [Face(face[5:].reshape(5, 2), _box(face), _score(face)) for face in known.get(item.source_uri, ())]
+
+    def find(pixels: Pixels, item: Item) -> list[Face]:
+        faces = np.frombuffer(known.get(item.source_uri, b"")).reshape(-1, _NUMBERS)
+        return [
+            Face(
+                face[5:].reshape(5, 2),
+                None if np.isnan(face[0]) else (float(face[0]), float(face[1]), float(face[2]), float(face[3])),
+                None if np.isnan(face[4]) else float(face[4]),
+            )
+            for face in faces
+        ]
+
+    return find
 
 
-def _given_faces(value: Any) -> tuple[NDArray[np.float64], ...]:
-    """Each as box, score (NaN where not given) and ten numbers, in one array: a million dicts would be a gigabyte."""
-    if isinstance(value, list) and not (value and isinstance(value[0], dict)):
-        value = {"landmarks": value} if value else []
-    faces = value if isinstance(value, list) else [value]
-    numbers = []
-    for face in faces:
-        box, score = face.get("box") or [math.nan] * 4, face.get("score")
-        head = np.array([*box, math.nan if score is None else score], np.float64)
-        if head.shape != (5,):
-            raise ValueError("a box is [x, y, width, height]")
-        numbers.append(np.concatenate([head, _five(face["landmarks"]).ravel()]))
-    return tuple(numbers)
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [value]
+    return value if not value or isinstance(value[0], dict) else [{"landmarks": value}]
 
 
-def _box(face: NDArray[np.float64]) -> tuple[float, float, float, float] | None:
-    return None if np.isnan(face[0]) else (float(face[0]), float(face[1]), float(face[2]), float(face[3]))
-
-
-def _score(face: NDArray[np.float64]) -> float | None:
-    return None if np.isnan(face[4]) else float(face[4])
+def _packed(face: Any) -> bytes:
+    """Box, score (NaN where not given) and ten coordinates, as float64: objects of Python would take ten times the memory."""
+    box, score = face.get("box") or (math.nan,) * 4, face.get("score")
+    points = [float(number) for point in face["landmarks"] for number in point]
+    if len(box) != 4 or len(points) != 10:
+        raise ValueError("a box is [x, y, width, height], landmarks are [[x, y], ...]")
+    return _PACKED.pack(*box, math.nan if score is None else score, *points)
 
 
 def _five(points: Any) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """One item: its row and its crop, whatever the bytes are. Hostile pictures cost no exception, little time and little memory."""
 
+import base64
 import io
 import json
 import random
@@ -210,6 +211,20 @@ def test_an_adobe_cmyk_jpeg_is_not_a_negative() -> None:
     content = coded(Image.fromarray(CROP).convert("CMYK"), quality=95)
     assert b"Adobe" in content
     assert np.abs(decode(content, CONFIG).pixels.astype(int) - CROP).mean() < 6
+
+
+ARITHMETIC = base64.b85decode(
+    "|JeWF01!$>Nk#wx0RR9200961|JwjV01XKW3knDg3knMk4h;_zAQcl55)&sJ9v2`kDKRiEDJ?8BI!Zn>HbyrrEkIX6ModmpQ&KWMT47pHU`kO^PygEhLje"
+    "vB4iga*CKVMXPc<zyPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPf!2J01*fPAOIi(0U`hb5di}c0sqVZ3IGrg1pyEd1"
+    "^?Or3<CiG0ucid06zf#0Fcw5Xr&HZ7)@Q*sZyp+_Qg@frL5pQ#z!nvIwRMI=h_4Jn+kGf=O{BiuYM;D#=AVJ>u~?s"
+)
+"""A 32 x 32 JPEG with arithmetic coding: a smooth picture by Pillow, recoded by jpegtran -arithmetic (libjpeg-turbo 2.1.5)."""
+
+
+def test_an_arithmetic_jpeg_is_left_to_pillow_and_coded_anew_for_readers_that_have_no_such_decoder() -> None:
+    assert strictly(ARITHMETIC) is None
+    row, crop = finding(ARITHMETIC)
+    assert row["status"] == "ok" and crop is not None and b"\xff\xc0" in crop and pixels_of(crop).std() > 5
 
 
 def test_frames_and_profiles_are_noted() -> None:

@@ -232,6 +232,8 @@ def test_landmarks_by_source_uri(tmp_path: Path) -> None:
         ('{"a": {"box": [1, 2, 3, 4]}}', "'a' has no five points"),
         ('{"a": 7}', "'a' has no five points"),
         ('{"a": {"landmarks": [[1, 2], [3, 4], [5, 6], [7, 8], [9, 1]], "box": [1]}}', "a box is"),
+        ('{"a": {"landmarks": [[1, 2], [3, 4], [5, 6], [7, 8], [9, 1]], "box": ["a", 2, 3, 4]}}', "'a' has no five points"),
+        ('{"a": null}', "'a' has no five points"),
     ],
 )
 def test_files_that_are_no_landmarks_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -368,7 +370,7 @@ def test_other_bytes_of_the_model_or_the_landmarks_are_another_ingest(tmp_path: 
         ),
     ):
         key = "landmarks" if detector == "landmarks" else "detector_model"
-        config = Config(workers=1, ingest=IngestConfig(detector=detector, **{key: str(path)}))  # type: ignore[arg-type]
+        config = Config(workers=1, ingest=IngestConfig(detector=detector, max_bad_items=1.0, **{key: str(path)}))  # type: ignore[arg-type]
         marks = []
         for change in changes:
             change()

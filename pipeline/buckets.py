@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,15 +39,49 @@ class Buckets:
     first_row: dict[str, int]
     """Number of the first sample of each shard."""
     samples: int
+    bucket_of_C: NDArray[np.int64]
+    """Of each identity."""
 
     def __iter__(self) -> Iterator[Bucket]:
         return (self.read(number) for number in range(self.count))
 
     def read(self, number: int) -> Bucket:
         """One bucket, whole."""
-        facts = np.fromfile(self.folder / f"{number:05d}.rows", np.int64).reshape(-1, 2)
-        vectors = np.fromfile(self.folder / f"{number:05d}.f32", np.float32).reshape(-1, self.dim)
-        return Bucket(np.ascontiguousarray(facts[:, 0]), np.ascontiguousarray(facts[:, 1]), vectors)
+        return read_bucket(self.folder, number, self.dim)
+
+
+class BucketWriter:
+    """Appends samples to the buckets of a folder, for `read_bucket`. A context manager."""
+
+    def __init__(self, folder: Path, bucket_of_C: NDArray[np.int64], count: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self._bucket_of_C = bucket_of_C
+        self._stack = ExitStack()
+        self._files = [
+            tuple(self._stack.enter_context((folder / f"{number:05d}.{kind}").open("wb")) for kind in ("rows", "f32"))
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, row_N: NDArray[np.int64], class_N: NDArray[np.int64], unit_ND: NDArray[np.float32]) -> None:
+        """Put each sample into the bucket of its class."""
+        facts_N2, bucket_N = np.stack([row_N, class_N], axis=1), self._bucket_of_C[class_N]
+        for number in np.unique(bucket_N):
+            chosen_N = bucket_N == number
+            facts_N2[chosen_N].tofile(self._files[number][0])
+            unit_ND[chosen_N].tofile(self._files[number][1])
+
+
+def read_bucket(folder: Path, number: int, dim: int) -> Bucket:
+    """One bucket that a BucketWriter wrote, whole."""
+    facts = np.fromfile(folder / f"{number:05d}.rows", np.int64).reshape(-1, 2)
+    vectors = np.fromfile(folder / f"{number:05d}.f32", np.float32).reshape(-1, dim)
+    return Bucket(np.ascontiguousarray(facts[:, 0]), np.ascontiguousarray(facts[:, 1]), vectors)
 
 
 def split(embeddings: Path, stems: list[str], index: dict[str, int], folder: Path, *, bytes_per_bucket: int = BYTES_PER_BUCKET) -> Buckets:
@@ -57,29 +92,16 @@ def split(embeddings: Path, stems: list[str], index: dict[str, int], folder: Pat
     count = max(1, -(-samples * dim * 4 // bytes_per_bucket))
     names = list(index)
     bucket_of_C = np.fromiter((_hash(name) % count for name in names), np.int64, len(names))
-    folder.mkdir(exist_ok=True)
     first_row: dict[str, int] = {}
     row = 0
-    with ExitStack() as stack:
-        files = [
-            (
-                stack.enter_context((folder / f"{number:05d}.rows").open("wb")),
-                stack.enter_context((folder / f"{number:05d}.f32").open("wb")),
-            )
-            for number in range(count)
-        ]
+    with BucketWriter(folder, bucket_of_C, count) as writer:
         for stem in stems:
             first_row[stem] = row
             _, identities, _, vectors_ND = read_embeddings(embeddings / f"{stem}.parquet")
             class_N = np.fromiter((index[name] for name in identities), np.int64, len(identities))
-            facts_N2 = np.stack([np.arange(row, row + len(class_N)), class_N], axis=1)
-            bucket_N = bucket_of_C[class_N]
-            for number in np.unique(bucket_N):
-                chosen_N = bucket_N == number
-                facts_N2[chosen_N].tofile(files[number][0])
-                vectors_ND[chosen_N].tofile(files[number][1])
+            writer.add(np.arange(row, row + len(class_N)), class_N, vectors_ND)
             row += len(class_N)
-    return Buckets(folder, count, dim, first_row, samples)
+    return Buckets(folder, count, dim, first_row, samples, bucket_of_C)
 
 
 def _hash(name: str) -> int:

@@ -98,11 +98,15 @@ class Gathered:
 
     identities: Identities
     within: WithinIdentity
-    first_row: dict[str, int]
+    buckets: Buckets
     rivals: RivalSearch
     head_own: AngleHistogram
     head_null: AngleHistogram
     """Angles to the head's dominant sub-centers, of a sample of the identities: what tells whether the head has learned."""
+
+    def rows_of(self, stem: str, count: int) -> slice:
+        """Numbers of a shard's samples in the round."""
+        return slice(self.buckets.first_row[stem], self.buckets.first_row[stem] + count)
 
 
 def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: Path, device: torch.device, config: Config) -> Gathered:
@@ -148,7 +152,7 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
     head_own, head_null = _head_angles(buckets, known, within)
     _settle(buckets, known, within, fit_calibration(head_own, head_null), config.isolate.duplicate_angle_deg)
     present_C = known.mass_C >= LEAST_MASS
-    return Gathered(known, within, buckets.first_row, RivalSearch(known.consensus_CD, present_C), head_own, head_null)
+    return Gathered(known, within, buckets, RivalSearch(known.consensus_CD, present_C), head_own, head_null)
 
 
 def _members(class_N: Tensor, wanted_C: Tensor) -> list[tuple[int, Tensor]]:
@@ -353,7 +357,7 @@ def write_evidence(embedded: Path, out: Path, stem: str, gathered: Gathered) -> 
     known, device = gathered.identities, gathered.identities.centers_CKD.device
     uris, identities, quality, vectors = read_embeddings(embedded)
     count = len(uris)
-    rows = slice(gathered.first_row[stem], gathered.first_row[stem] + count)
+    rows = gathered.rows_of(stem, count)
     keys = gathered.within.key_N[rows].astype(str).tolist()
     stand_in_N = gathered.within.stand_in_N[rows]
     is_copy_N = stand_in_N != np.arange(rows.start, rows.stop)

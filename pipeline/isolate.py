@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from arcface_core.noise.calibration import AngleHistogram, angle_of_probability, degenerate_head, fit_calibration
@@ -23,6 +25,7 @@ from arcface_core.noise.rivals import belongs_elsewhere
 from arcface_core.noise.rules import REASONS, VERDICTS, Evidence, judge, sweep
 from pipeline import shards, tables
 from pipeline.config import Config, IsolateConfig, as_dict
+from pipeline.copies import Copies, find_copies
 from pipeline.duck import every, fetch
 from pipeline.errors import HeadNotLearned
 from pipeline.evidence import EVIDENCE_ONLY, SURELY_CLEAN, Gathered, gather, write_evidence
@@ -30,11 +33,11 @@ from pipeline.models import pick_device, save_tensors
 from pipeline.proposals import overlapping, write_proposals
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
-VERSION = 2
+VERSION = 3
 SWEEP_DEG = range(60, 91)
 LEAST_HELD_OUT = 200
 """Samples of held-out identities from which their noise rate counts."""
-_TEMPORARY = (".evidence", ".gathered")
+_TEMPORARY = (".evidence", ".gathered", ".copies")
 
 
 def isolate(
@@ -104,11 +107,23 @@ def _isolate(
         overlap=overlap,
     )
     second_names = _same_bytes_elsewhere(raw, evidence, judged)
+    copies = find_copies(
+        embeddings,
+        evidence,
+        stems,
+        gathered,
+        folder / ".copies",
+        near_deg=clean_deg,
+        duplicate_angle_deg=min(settings.duplicate_angle_deg, angle_of_probability(calibration, SURELY_CLEAN) / 4),
+    )
+    for stem in stems:
+        noise_N = _noise_probability(pq.read_table(evidence / f"{stem}.parquet"), judged)
+        copies.noise_N[gathered.rows_of(stem, len(noise_N))] = noise_N.nan_to_num(nan=1.0).numpy()
     verdicts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
     reasons: Counter[str] = Counter()
     for number, stem in enumerate(stems):
         before = previous / f"{stem}.parquet" if previous else None
-        found = _write_verdicts(evidence / f"{stem}.parquet", folder / f"{stem}.parquet", before, judged, gathered, second_names)
+        found = _write_verdicts(evidence / f"{stem}.parquet", folder / f"{stem}.parquet", before, judged, gathered, second_names, copies)
         verdicts.update(found["verdict"].to_pylist())
         reasons.update(found["reason"].to_pylist())
         if progress:
@@ -138,7 +153,7 @@ def _isolate(
     }
     write_json(folder / "judge.json", facts)
     save_tensors(folder / "centers.safetensors", {"dominant": known.dominant_CD, "consensus": known.consensus_CD})
-    del gathered, known
+    del gathered, known, copies
     for name in _TEMPORARY:
         shutil.rmtree(folder / name)
     kinds = Counter(proposals["kind"].to_pylist())
@@ -255,8 +270,12 @@ def _same_bytes_elsewhere(raw: Path, evidence: Path, judged: _Judge) -> set[str]
     return {uri for group, _, uri in rows if best[group][1] != uri}
 
 
-def _write_verdicts(evidence: Path, out: Path, before: Path | None, judged: _Judge, gathered: Gathered, second_names: set[str]) -> pa.Table:
+def _write_verdicts(
+    evidence: Path, out: Path, before: Path | None, judged: _Judge, gathered: Gathered, second_names: set[str], copies: Copies
+) -> pa.Table:
     table = pq.read_table(evidence)
+    rows = gathered.rows_of(evidence.stem, table.num_rows)
+    copy_N = np.array(copies.copy_N[rows])
     known = gathered.identities
     class_N = known.class_of(table["identity"].to_pylist())
     noise_N = _noise_probability(table, judged)
@@ -280,15 +299,24 @@ def _write_verdicts(evidence: Path, out: Path, before: Path | None, judged: _Jud
     )
     verdicts = [VERDICTS[code] for code in found.verdict_N.tolist()]
     reasons = [REASONS[code] for code in found.reason_N.tolist()]
+    _say_copies(verdicts, reasons, copy_N, copies.is_better_elsewhere(rows))
     _amend(table["source_uri"].to_pylist(), verdicts, reasons, second_names, before)
     if not judged.may_judge:
         verdicts, reasons = ["review"] * table.num_rows, ["head_not_learned"] * table.num_rows
     columns = {name: table[name] for name in table.column_names if name not in EVIDENCE_ONLY}
+    columns["copy_of"] = pa.array([gathered.within.key_N[copy].decode() if copy >= 0 else None for copy in copy_N.tolist()], pa.string())
     columns |= {"noise_probability": pa.array(noise_N.numpy(), pa.float32()), "verdict": pa.array(verdicts), "reason": pa.array(reasons)}
     judgements = pa.Table.from_arrays([columns[name] for name in tables.NOISE.names], schema=tables.NOISE)
     with atomic(out) as temporary:
         pq.write_table(judgements, temporary, compression="zstd")
     return judgements.select(["verdict", "reason"])
+
+
+def _say_copies(verdicts: list[str], reasons: list[str], copy_N: NDArray[np.int64], better_elsewhere_N: NDArray[np.bool_]) -> None:
+    """One photograph is of one person: it is kept under one name, and not proposed for an identity that has it already."""
+    for row in (copy_N >= 0).nonzero()[0].tolist():
+        if verdicts[row] == "relabel" or (verdicts[row] == "keep" and better_elsewhere_N[row]):
+            verdicts[row], reasons[row] = "drop", "same_photo_elsewhere"
 
 
 def _amend(uris: list[str], verdicts: list[str], reasons: list[str], second_names: set[str], before: Path | None) -> None:

@@ -125,6 +125,7 @@ def why(run: Path, sample_id: str) -> pa.Table:
         "other_angle_deg",
         "noise_probability",
         "near_duplicate_of",
+        "copy_of",
     )
     steps += [
         (f"round {row['round']}", {"verdict": row["verdict"], "reason": row["reason"]} | {name: row[name] for name in evidence})

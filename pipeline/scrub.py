@@ -22,7 +22,16 @@ from pipeline.forgotten import DETAIL, NAME, STATUS, Forgotten
 
 _LOOKED_AT = (
     *("sample_id", "identity", "source_uri", "content_sha256", "status", "kind", "verdict", "rule_verdict", "other_identity"),
-    *("other_angle_deg", "clean_identity", "near_duplicate_of", "near_duplicate_set", "protected_image", "crop_offset", *tables.FREE_TEXTS),
+    *(
+        "other_angle_deg",
+        "clean_identity",
+        "near_duplicate_of",
+        "copy_of",
+        "near_duplicate_set",
+        "protected_image",
+        "crop_offset",
+        *tables.FREE_TEXTS,
+    ),
 )
 _TOMBSTONE: dict[str, Any] = {"identity": NAME, "status": STATUS, "status_detail": DETAIL, "is_gone": False}
 _TOMBSTONE |= {"verdict": "drop", "reason": STATUS, "decided_by": "ingest"}
@@ -104,8 +113,9 @@ def _told(row: dict[str, Any], forgotten: Forgotten) -> dict[str, Any]:
         new["source_uri"] = uri
     if row.get("protected_image") and forgotten.mentions(row["protected_image"]):
         new["protected_image"] = NAME
-    if forgotten.has("sample", row.get("near_duplicate_of")):
-        new["near_duplicate_of"] = None
+    for name in ("near_duplicate_of", "copy_of"):
+        if forgotten.has("sample", row.get(name)):
+            new[name] = None
     if forgotten.has("sample", row.get("near_duplicate_set")):
         new["near_duplicate_set"] = forgotten.mark("near", row["near_duplicate_set"])[:32]
     if forgotten.has("identity", row.get("other_identity")):

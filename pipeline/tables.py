@@ -180,6 +180,7 @@ _EVIDENCE = [
         pa.string(),
         "sample_id of the same photograph in the same identity that stands for this one; null when none does",
     ),
+    _field("copy_of", pa.string(), "sample_id of the same photograph under `other_identity`, seen by embedding; null when there is none"),
     _field(
         "noise_probability",
         pa.float32(),

@@ -110,9 +110,10 @@ def _near_duplicates(run: RunLayout, gone: set[str]) -> int:
     found: set[str] = set()
     for rows in _items(run, ("sample_id", "near_duplicate_set")):
         found |= {row["sample_id"] for row in rows if row["near_duplicate_set"] in sets}
-    for rows in rows_of(run.manifest, "part-*", ("sample_id", "near_duplicate_of")):
-        found |= {row["sample_id"] for row in rows if row["near_duplicate_of"] in gone}
-        found |= {row["near_duplicate_of"] for row in rows if row["sample_id"] in gone and row["near_duplicate_of"]}
+    for rows in rows_of(run.manifest, "part-*", ("sample_id", "near_duplicate_of", "copy_of")):
+        for name in ("near_duplicate_of", "copy_of"):
+            found |= {row["sample_id"] for row in rows if row[name] in gone}
+            found |= {row[name] for row in rows if row["sample_id"] in gone and row[name]}
     return len(found - gone)
 
 

@@ -26,6 +26,6 @@ SELECT
     decided_by,
     source_uri
 FROM judged, cut
-WHERE verdict <> 'review' AND reason NOT IN ('near_duplicate', 'same_bytes_elsewhere') AND judged_by IS NOT NULL AND cut_at IS NOT NULL
+WHERE verdict <> 'review' AND reason NOT IN ('near_duplicate', 'same_bytes_elsewhere', 'same_photo_elsewhere') AND judged_by IS NOT NULL AND cut_at IS NOT NULL
 ORDER BY abs(judged_by - cut_at), source_uri
 LIMIT 100

@@ -200,6 +200,34 @@ def test_a_photograph_is_kept_once_and_one_image_under_two_names_goes_to_its_own
     assert both[0]["verdict"] == both[-2]["verdict"] == "keep"
 
 
+def test_one_photograph_under_two_names_is_seen_without_equal_bytes_and_stays_where_it_belongs(tmp_path: Path) -> None:
+    samples = crawl()
+    generator = torch.Generator().manual_seed(5)
+    copies = {10: "P05", 30: "P09", 31: "P09", 200: "P00"}  # sample -> the wrong name that a copy of it stands under
+    for at, name in copies.items():
+        again = normalize(samples[at][2] + 0.004 * torch.randn(DIM, generator=generator), dim=0)
+        samples.append((name, samples[at][0], again))
+    rows = judge(tmp_path, samples)
+    found = {at: rows[len(rows) - len(copies) + number] for number, at in enumerate(copies)}
+    for at, copy in found.items():
+        assert copy["copy_of"] == rows[at]["sample_id"] and (copy["verdict"], copy["reason"]) == ("drop", "same_photo_elsewhere"), copy
+        assert rows[at]["verdict"] == "keep" and rows[at]["copy_of"] is None
+    assert sum(row["copy_of"] is not None for row in rows) == len(copies), "a look-alike is no copy"
+
+
+def test_two_names_of_one_person_share_no_photograph_among_the_kept(tmp_path: Path) -> None:
+    samples = crawl()
+    generator = torch.Generator().manual_seed(6)
+    person = [vector for identity, true, vector in samples if identity == true == "P00"]
+    apart = torch.randn(8, DIM, generator=generator) * 0.08
+    samples += [("P00 again", "P00", normalize(directions(0, 30)[0] + apart[row], dim=0)) for row in range(8)]
+    samples += [("P00 again", "P00", normalize(vector + 0.004 * torch.randn(DIM, generator=generator), dim=0)) for vector in person[:4]]
+    rows = judge(tmp_path, samples)
+    for first, copy in zip(rows[:4], rows[-4:], strict=True):
+        assert {first["copy_of"], copy["copy_of"]} == {first["sample_id"], copy["sample_id"]}
+        assert sorted([first["reason"], copy["reason"]]) == ["accepted", "same_photo_elsewhere"]
+
+
 def test_purity_and_retention_can_be_asked_for(tmp_path: Path) -> None:
     samples = crawl(spread=0.19, clean=20, noise=10)
     pure = judge(tmp_path / "pure", samples, "isolate.max_noise=0.005")

@@ -113,7 +113,7 @@ def _isolate(
         stems,
         gathered,
         folder / ".copies",
-        near_deg=clean_deg,
+        near_deg=clean_deg if warning is None else 0.0,  # where identities are not told apart, neither are photographs
         duplicate_angle_deg=min(settings.duplicate_angle_deg, angle_of_probability(calibration, SURELY_CLEAN) / 4),
     )
     for stem in stems:

@@ -319,7 +319,7 @@ def test_the_run_works_on_and_nothing_is_made_again_for_nothing(copied: tuple[Pa
     decide(run, [{"sample_id": next(row["sample_id"] for row in rows_of(run, "clean", "clean-*.parquet")), "verdict": "drop"}], by="Eve")
     assert not purified(crawl, run)["export"].reused, "a new export, with dense classes again"
     assert not any(row["identity"].startswith("(") for row in rows_of(run, "clean", "identities.parquet"))
-    strict = load(preset="demo", overrides=[*OPTIONS, "isolate.max_angle_deg=60"])
+    strict = load(preset="demo", overrides=[*OPTIONS, "isolate.max_angle_deg=84"])
     purified(crawl, run, strict)
 
 

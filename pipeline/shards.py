@@ -5,12 +5,12 @@ A shard is a tar and its Parquet twin of the same stem. The twin has a row for e
 """
 
 import hashlib
-import io
 import json
 import os
 import re
 import tarfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from pipeline import tables
 from pipeline.errors import BadShard
 from pipeline.receipts import atomic
 
-_BLOCK = 512
+_BLOCK, _RECORD = 512, tarfile.RECORDSIZE
 _KEY = re.compile(r"[0-9a-f]{8,64}")
 
 Image = NDArray[np.uint8]
@@ -45,15 +45,15 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed in __exit__
-        self._path = path
+        self._offset = 0
         self.samples = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tar.close()
+        end = self._offset + 2 * _BLOCK
+        self._file.write(b"\0" * (2 * _BLOCK + -end % _RECORD))
         self._file.close()
 
     def add(self, key: str, members: dict[str, bytes]) -> dict[str, int]:
@@ -62,12 +62,28 @@ class ShardWriter:
             raise ValueError(f"A shard key is 8 to 64 hex digits, got {key!r}.")
         offsets = {}
         for extension, content in members.items():
-            info = tarfile.TarInfo(f"{key}.{extension}")
-            info.size = len(content)
-            offsets[extension] = int(self._tar.offset) + _BLOCK
-            self._tar.addfile(info, io.BytesIO(content))
+            self._file.write(_header(f"{key}.{extension}".encode(), len(content)))
+            self._file.write(content)
+            self._file.write(b"\0" * (-len(content) % _BLOCK))
+            offsets[extension] = self._offset + _BLOCK
+            self._offset += _BLOCK + len(content) + -len(content) % _BLOCK
         self.samples += 1
         return offsets
+
+
+@cache
+def _blank_header() -> bytes:
+    return tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+
+
+def _header(name: bytes, size: int) -> bytes:
+    """The ustar header of a regular file without times and owners, as tarfile makes it in ten times as long."""
+    header = bytearray(_blank_header())
+    header[: len(name)] = name
+    header[124:136] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
 
 
 def sidecar(tar: Path, num_samples: int) -> dict[str, str]:

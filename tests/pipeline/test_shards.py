@@ -1,5 +1,6 @@
 """A raw shard that is not what was written is noticed, wherever it was cut or changed; and no name gets into a tar that is no key."""
 
+import io
 import itertools
 import shutil
 import tarfile
@@ -272,3 +273,24 @@ def test_shards_in_order_and_nothing_half_made_among_them(tmp_path: Path) -> Non
     ):
         (tmp_path / name).touch()
     assert shard_stems(tmp_path) == ["raw-000002", "raw-000010"]
+
+
+@given(st.lists(st.tuples(st.binary(max_size=1500), st.binary(max_size=3)), max_size=25))
+def test_a_shard_is_byte_for_byte_what_tarfile_writes(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[tuple[bytes, bytes]]
+) -> None:
+    folder = tmp_path_factory.mktemp("same")
+    with tarfile.open(folder / "theirs.tar", "w", format=tarfile.USTAR_FORMAT) as theirs, ShardWriter(folder / "ours.tar") as ours:
+        for number, (picture, text) in enumerate(contents):
+            key = f"{number:032x}"
+            offsets = ours.add(key, {"jpg": picture, "json": text})
+            for kind, content in (("jpg", picture), ("json", text)):
+                info = tarfile.TarInfo(f"{key}.{kind}")
+                info.size = len(content)
+                theirs.addfile(info, io.BytesIO(content))
+                assert theirs.offset - _padded(len(content)) == offsets[kind]
+    assert (folder / "ours.tar").read_bytes() == (folder / "theirs.tar").read_bytes()
+
+
+def _padded(size: int) -> int:
+    return -(-size // 512) * 512

@@ -7,7 +7,6 @@ twice again, then the consensus of all, and last a table of evidence per raw sha
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +39,7 @@ from pipeline.config import Config
 from pipeline.embed import read_embeddings
 from pipeline.receipts import atomic
 from pipeline.train import is_held_out, read_classes
+from pipeline.within import WithinIdentity, open_arrays
 
 CALIBRATION_SAMPLES = 1_000_000
 SURELY_CLEAN = 0.1
@@ -79,20 +79,6 @@ class Identities:
 
 
 @dataclass(frozen=True)
-class WithinIdentity:
-    """Facts of every sample that only the identity as a whole can tell, on disk, by number of the sample in the round."""
-
-    subcenter_deg_NK: NDArray[np.float32]
-    angle_deg_N: NDArray[np.float32]
-    density_deg_N: NDArray[np.float32]
-    stand_in_N: NDArray[np.int64]
-    """Number of the near duplicate that stands for the sample; its own when it stands for itself."""
-    worth_N: NDArray[np.float64]
-    """Which of two near duplicates is to be kept: area of the face as crawled in whole pixels, then sharpness, as a fraction below 1."""
-    key_N: NDArray[np.bytes_]
-
-
-@dataclass(frozen=True)
 class Gathered:
     """Everything but the tables of evidence."""
 
@@ -124,7 +110,7 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
     centers_CKD[rows], is_trained_C[rows] = learned_CKD, True
     centers_CKD = centers_CKD.to(device)
     counts_CK = torch.zeros(len(names), subcenters, dtype=torch.int64)
-    within = _arrays(folder / "samples", buckets.samples, subcenters, raw, embeddings, stems)
+    within = open_arrays(folder / "samples", buckets.samples, subcenters, raw, embeddings, stems)
     for bucket in buckets:
         class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND).to(device)
         for number, members in _members(class_N, ~is_trained_C):
@@ -312,40 +298,6 @@ def _agree(
 
 def _clean(calibration: Calibration) -> Callable[[Tensor], Tensor]:
     return lambda angle: 1 - calibration.noise_probability(angle.flatten()).view(angle.shape)
-
-
-def _arrays(folder: Path, samples: int, subcenters: int, raw: Path, embeddings: Path, stems: list[str]) -> WithinIdentity:
-    folder.mkdir(exist_ok=True)
-
-    def array(name: str, kind: str, *width: int) -> NDArray[Any]:
-        return np.memmap(folder / name, kind, "w+", shape=(samples, *width)) if samples else np.zeros((0, *width), kind)
-
-    within = WithinIdentity(
-        array("subcenters", "<f4", subcenters),
-        array("angle", "<f4"),
-        array("density", "<f4"),
-        array("stand_in", "<i8"),
-        array("worth", "<f8"),
-        array("key", "S64"),
-    )
-    row = 0
-    for stem in stems:
-        table = pq.read_table(embeddings / f"{stem}.parquet", columns=["sample_id", "source_uri"])
-        rows = slice(row, row + table.num_rows)
-        within.key_N[rows] = table["sample_id"].to_pylist()
-        within.worth_N[rows] = _worth(raw / f"{stem}.parquet", table["source_uri"].to_pylist())
-        row += table.num_rows
-    return within
-
-
-def _worth(twin: Path, uris: list[str]) -> list[float]:
-    columns = ("width_px", "height_px", "face_width_px", "face_height_px", "sharpness")
-    table = pq.read_table(twin, columns=["source_uri", *columns])
-    worth = {}
-    for uri, width, height, face_width, face_height, sharpness in zip(*table.to_pydict().values(), strict=True):
-        area = face_width * face_height if face_width and face_height else (width or 0) * (height or 0)
-        worth[uri] = round(area) + (sharpness or 0.0) / (1 + (sharpness or 0.0))
-    return [worth.get(uri, 0.0) for uri in uris]
 
 
 EVIDENCE_ONLY = {"null_angle_deg": pa.float32(), "next_other_angle_deg": pa.float32()}

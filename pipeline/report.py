@@ -72,7 +72,9 @@ def report(run: Path, name: str) -> pa.Table:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise BadInput(f"There is no saved query {name!r}.{hint} Use one of: {', '.join(known)}.")
     if name == "contamination" and RunLayout(run).manifest.exists() and not RunLayout(run).protected.exists():
-        raise BadInput(f"{run} protected no evaluation set. Name one with `purify run ... --protect SET`, and the crawl is compared with it.")
+        raise BadInput(
+            f"{run} protected no evaluation set. Name one with `purify run ... --protect SET`, and the crawl is compared with it."
+        )
     return query(run, known[name].sql)
 
 

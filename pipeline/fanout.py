@@ -28,9 +28,16 @@ def fan_out(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progres
                 progress(number + 1, len(parts))
         return results
     # Not fork: torch and Arrow hold threads and locks in this process.
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_adopt, initargs=(dict(os.environ),)) as pool:
         for number, result in enumerate(pool.map(part, parts)):
             results.append(result)
             if progress:
                 progress(number + 1, len(parts))
     return results
+
+
+def _adopt(environment: dict[str, str]) -> None:
+    """The caller's environment, credentials of stores among it: that of the fork server is as old as its first use."""
+    os.environ.clear()
+    os.environ.update(environment)

@@ -1,184 +1,452 @@
-"""How fast ingest is, beside the limit and two peers, on the same pictures in the same run; and whether its memory stays flat.
+"""How fast ingest is, beside the least that it could cost and beside two peers, on the same pictures in the same run; and whether its memory is flat.
 
-Pictures: random colors on a coarse grid, enlarged and made grainy, so that they compress about like photographs (size is printed).
-  crops    112 x 112 JPEG, kept byte for byte
-  photos   640 x 480 JPEG with five landmarks, aligned to 112 x 112 and encoded
-The limit is decoding, for photos the warp, and encoding, by the fastest calls that we know (simplejpeg, OpenCV), in a loop: no files, no hash, no
-measures, no row. Peers run in an environment of their own (--peers PYTHON, a Python with img2dataset and cleanvision), since their pins are not ours:
-img2dataset's Resizer (to 112, JPEG 95; no alignment, no check that a picture is whole, no row) and cleanvision's find_issues (exact and near
-duplicates, blur, brightness; writes no crop). CPU seconds of the process and its children, so that other work on the machine weighs less.
-Run: python benchmarks/ingest.py [--crops 4000] [--photos 1000] [--repeats 5] [--peers PYTHON] [--memory 10000 100000 1000000]
+Pictures are drawn by pipeline/render.py: `crops` are faces of 112 px (stored byte for byte), `photos` are 640 px, a face of 300 px on a ground with
+1/f grain, with five landmarks (aligned and encoded). 4:2:0, quality 90; bits a pixel are printed. Some hundred drawings repeat with another comment
+in the JPEG, so that all bytes differ; pictures of one identity are other drawings. The crawl is a folder per identity, in the page cache.
+
+limit         decode of the whole picture by simplejpeg's strict mode, and encode of the crop (quality 95, 4:4:4), from memory in a loop. No file is
+              read, nothing is hashed, measured, warped or written. For crops ingest need not encode: the row `decode alone` is its limit there.
+img2dataset   `Resizer`: OpenCV's decode (takes half a JPEG for whole), resize by areas to 112, encode (95, 4:2:0), from memory. No landmarks, no alignment,
+              no hash, no row, no tar. `keeps bytes`: with skip_reencode and resize_only_if_bigger. `whole`: its downloader with file:// URLs, one
+              thread, in this process: reads, resizes, SHA-256, writes tar and Parquet. A subset of the pictures.
+cleanvision   `find_issues`, one job: light, blur, entropy, sizes, exact and near duplicates. Reads the files twice; writes no crops. A subset.
+ingest        everything: listing, SHA-256, whole decode, face, alignment, encode, sharpness, brightness, perceptual hash, tar with sidecar, rows, duplicates.
+
+Each measurement is a process of its own, those of one core are pinned to it, and they take turns. Imports are not counted, starting workers is. CPU
+seconds are those of all processes and threads, and what to trust when others use the machine.
+Peers want other versions than we do, so they have an environment of their own, Python 3.11 or 3.12:
+    python -m venv PEERS && PEERS/bin/pip install img2dataset==1.47.0 cleanvision==0.3.7
+Run: python benchmarks/ingest.py [--peers PEERS/bin/python] [--crops 16000] [--photos 3200] [--repeats 5] [--memory 10000 100000 1000000]
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
-import resource
+import platform
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from functools import partial
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
+from PIL import Image
 
-from arcface_core.alignment import TEMPLATE_112, similarity_transform
+from arcface_core.alignment import TEMPLATE_112
+from pipeline import examine, places, render, shards
+from pipeline import ingest as stage
 from pipeline.config import Config, IngestConfig
-from pipeline.ingest import ingest
+from pipeline.sources import file_plan
+from pipeline.warp import aligned
 
-LANDMARKS = (TEMPLATE_112 * 2.6 + [170, 90]).tolist()
-PEERS = {"img2dataset": "img2dataset's Resizer", "cleanvision": "cleanvision's find_issues"}
-_PEERS = """
-import glob, io, json, sys, time
-folder, which = sys.argv[1:3]
-files = sorted(glob.glob(folder + "/*/*.jpg"))
-started = time.process_time()
-if which == "img2dataset":
-    from img2dataset.resizer import Resizer
-    resize = Resizer(image_size=112, resize_mode="border", resize_only_if_bigger=False, encode_quality=95)
-    held = [open(name, "rb").read() for name in files]
-    started = time.process_time()
-    for content in held:
-        resize(io.BytesIO(content))
-else:
-    from cleanvision import Imagelab
-    lab = Imagelab(data_path=folder, verbose=False)
-    started = time.process_time()
-    lab.find_issues(n_jobs=1, verbose=False)
-print(json.dumps(len(files) / (time.process_time() - started)))
-"""
+PER_IDENTITY = 20
+FACE_PX = 300
+KINDS = {"crops": (112, 400), "photos": (640, 80)}
+"""Side in pixels, and how many are drawn."""
+Target = tuple[str, float, float, float | None]
+"""What, the ratio wanted, the ratio found, and that without the start."""
+SUBSET = 8
+"""The slow peers get every eighth picture."""
+PER_TAR = 5_000
+LANDMARKS = "landmarks.json"
+
+# --- pictures ------------------------------------------------------------------------------------------------------------------------
 
 
-def picture(seed: int, width: int, height: int) -> bytes:
-    draw = np.random.default_rng(seed)
-    coarse = draw.integers(0, 255, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
-    pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16) + draw.integers(-6, 7, (height, width, 3))
-    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels.clip(0, 255), np.uint8), 90, colorsubsampling="420"))
+def draw(kind: str, number: int) -> tuple[bytes, list[list[float]]]:
+    """JPEG bytes, and the five landmarks."""
+    rng = np.random.default_rng([7, number])
+    who = render.person(0, number)
+    if kind == "crops":
+        return coded(render.render(who, rng)), TEMPLATE_112.tolist()
+    ground = render.render_no_face(rng, 640).astype(np.float64)
+    left, top = rng.integers(40, 640 - FACE_PX - 40, 2)
+    ground[top : top + FACE_PX, left : left + FACE_PX] = render.render(who, rng, FACE_PX)
+    steps = np.hypot(np.fft.fftfreq(640)[:, None], np.fft.rfftfreq(640)[None])
+    steps[0, 0] = np.inf
+    grain = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((640, 640))) / steps, (640, 640))
+    pixels = np.clip(ground + 8 * (grain / grain.std())[..., None], 0, 255).astype(np.uint8)
+    return coded(pixels), (TEMPLATE_112 * (FACE_PX / 112) + [left, top]).tolist()
 
 
-def crawl(folder: Path, count: int, width: int, height: int) -> list[bytes]:
-    held = []
+def coded(pixels: Any, quality: int = 90) -> bytes:
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling="420")
+    return content
+
+
+def numbered(content: bytes, number: int) -> bytes:
+    """The same picture with a comment of its own behind the JFIF segment, which ends at byte 20."""
+    comment = f"{number:012d}".encode()
+    return content[:20] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + content[20:]
+
+
+def make_crawl(root: Path, kind: str, count: int) -> float:
+    """Write `root/crawl` and `root/landmarks.json`; bits a pixel."""
+    side, drawings = KINDS[kind]
+    drawn = [draw(kind, number) for number in range(drawings)]
+    points = {}
     for number in range(count):
-        held.append(picture(number, width, height))
-        path = folder / f"P{number % 20}" / f"{number}.jpg"
+        content, landmarks = drawn[number % drawings]
+        uri = f"P{number // PER_IDENTITY:05d}/{number:07d}.jpg"
+        path = root / "crawl" / uri
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(held[-1])
-    return held
+        path.write_bytes(numbered(content, number))
+        points[uri] = landmarks
+    (root / LANDMARKS).write_text(json.dumps(points))
+    return statistics.mean(8 * len(content) / side**2 for content, _ in drawn)
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted((root / "crawl").glob("*/*.jpg"))
+
+
+def settings(root: Path, kind: str, workers: int) -> Config:
+    more: dict[str, Any] = {"detector": "landmarks", "landmarks": str(root / LANDMARKS)} if kind == "photos" else {}
+    return Config(workers=workers, ingest=IngestConfig(samples_per_shard=max(1, len(files_of(root)) // 8), **more))
+
+
+# --- what one process measures -------------------------------------------------------------------------------------------------------
+
+
+def descendants() -> dict[int, list[str]]:
+    """Fields of /proc/PID/stat from the state on, of this process and all below it."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            found[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+    kept = {os.getpid(): found[os.getpid()]}
+    while below := {pid: fields for pid, fields in found.items() if pid not in kept and int(fields[1]) in kept}:
+        kept |= below
+    return kept
 
 
 def cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    """Of this process, those below it, and those below that have ended."""
+    return sum(int(ticks) for fields in descendants().values() for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
-def rate(work: Callable[[], object], count: int) -> tuple[float, float]:
-    """Pictures per CPU second, and per second of the clock."""
-    cpu, wall = cpu_seconds(), time.perf_counter()
-    work()
-    return count / (cpu_seconds() - cpu), count / (time.perf_counter() - wall)
+def run_ingest(root: Path, kind: str, workers: int) -> dict[str, float]:
+    config, count = settings(root, kind, workers), len(files_of(root))
+    with tempfile.TemporaryDirectory(dir=root) as out:
+        before, started = cpu_seconds(), time.perf_counter()
+        receipt = stage.ingest(root / "crawl", Path(out) / "raw", config)
+        wall = time.perf_counter() - started
+        while any(int(fields[1]) != os.getpid() for pid, fields in descendants().items() if pid != os.getpid()):
+            time.sleep(0.01)  # the fork server has not yet counted the CPU of a worker that ended
+        assert receipt.counts["ok"] == count, receipt.counts
+        return {"images": count, "wall": wall, "cpu": cpu_seconds() - before}
 
 
-def decode_encode(held: list[bytes]) -> None:
-    for content in held:
-        simplejpeg.encode_jpeg(simplejpeg.decode_jpeg(content), 95, colorsubsampling="444")
+def timed(work: Callable[[Any], Any], items: list[Any]) -> dict[str, float]:
+    cpu, started = time.process_time(), time.perf_counter()
+    for item in items:
+        work(item)
+    return {"images": len(items), "wall": time.perf_counter() - started, "cpu": time.process_time() - cpu}
 
 
-def decode_warp_encode(held: list[bytes]) -> None:
-    for content in held:
-        pixels = simplejpeg.decode_jpeg(content)
-        crop = cv2.warpAffine(pixels, similarity_transform(np.array(LANDMARKS)), (112, 112))
-        simplejpeg.encode_jpeg(crop, 95, colorsubsampling="444")
+def limits(root: Path, kind: str) -> dict[str, dict[str, float]]:
+    """Decoders and encoder in a loop."""
+    given = [path.read_bytes() for path in files_of(root)[: 2000 if kind == "crops" else 400]]
+    points = [np.array(one) for one in list(json.loads((root / LANDMARKS).read_text()).values())[: len(given)]]
+    crops = [one if kind == "crops" else aligned(one, where, 112) for one, where in zip(map(strict, given), points, strict=True)]
+
+    def both(number: int) -> None:
+        strict(given[number])
+        encode(crops[number])
+
+    return {
+        "limit: decode + encode": timed(both, list(range(len(given)))),
+        "decode alone": timed(strict, given),
+        "Pillow's load alone": timed(by_pillow, given),
+    }
 
 
-def speed(counts: dict[str, int], repeats: int, peers: str | None) -> None:
-    for name, (width, height) in (("crops", (112, 112)), ("photos", (640, 480))):
-        with tempfile.TemporaryDirectory() as made:
-            root = Path(made)
-            held = crawl(root / "crawl", counts[name], width, height)
-            settings: dict[str, object] = {"samples_per_shard": -(-len(held) // 4)}
-            if name == "photos":
-                (root / "points.json").write_text(json.dumps({f"P{n % 20}/{n}.jpg": LANDMARKS for n in range(len(held))}))
-                settings |= {"detector": "landmarks", "landmarks": str(root / "points.json")}
-            found: dict[str, list[tuple[float, float]]] = {}
-            limit = decode_encode if name == "crops" else decode_warp_encode
-            for turn in range(repeats):
-                for workers in (1, 2):
-                    work = partial(
-                        ingest, root / "crawl", root / f"raw-{turn}-{workers}", Config(workers=workers, ingest=IngestConfig(**settings))
-                    )  # type: ignore[arg-type]
-                    found.setdefault(f"ingest, {workers} worker{'s' * (workers > 1)}", []).append(rate(work, len(held)))
-                found.setdefault("the limit", []).append(rate(partial(limit, held), len(held)))
-                for peer, what in PEERS.items() if peers else ():
-                    said = subprocess.run([peers, "-c", _PEERS, str(root / "crawl"), peer], capture_output=True, text=True, check=True)
-                    found.setdefault(what, []).append((float(json.loads(said.stdout.splitlines()[-1])), 0.0))
-            size = statistics.mean(map(len, held)) / 1000
-            print(f"\n{name}: {len(held)} of {width} x {height}, {size:.1f} kB on average, {repeats} repeats\n")
-            print("| | pictures per CPU second | least, most | ratio to the limit | per second of the clock |\n|---|---|---|---|---|")
-            best = statistics.median(cpu for cpu, _ in found["the limit"])
-            for what, values in found.items():
-                cpus = [cpu for cpu, _ in values]
-                middle = statistics.median(cpus)
-                wall = statistics.median(clock for _, clock in values)
-                clock = f"{wall:,.0f}" if wall else ""
-                if what.endswith("workers"):  # CPU seconds of a pool's processes are not ours to read
-                    print(f"| {what} | | | | {clock} |", flush=True)
-                    continue
-                print(f"| {what} | {middle:,.0f} | {min(cpus):,.0f}, {max(cpus):,.0f} | {middle / best:.2f} | {clock} |", flush=True)
+def strict(content: bytes) -> Any:
+    return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
 
 
-def memory(counts: list[int]) -> None:
-    """Peak memory of ingest over tars of tiny pictures; a process each, the larger of parent and worker."""
-    print("\n| items | s | peak memory of a process, MiB |\n|---|---|---|")
+def encode(crop: Any) -> bytes:
+    content: bytes = simplejpeg.encode_jpeg(crop, 95, colorspace="RGB", colorsubsampling="444")
+    return content
+
+
+def by_pillow(content: bytes) -> None:
+    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        image.load()
+
+
+class Stages:
+    """CPU seconds by stage; a stage within another is taken from it."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._within: list[float] = []
+
+    def clocked(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def clocked(*given: Any, **named: Any) -> Any:
+            self._within.append(0.0)
+            started = time.process_time()
+            try:
+                return work(*given, **named)
+            finally:
+                spent = time.process_time() - started
+                self.seconds[name] += spent - self._within.pop()
+                if self._within:
+                    self._within[-1] += spent
+
+        return clocked
+
+
+def profile(root: Path, kind: str) -> dict[str, float]:
+    """CPU ms an image by stage, of a real ingest with clocks around its functions."""
+    stages = Stages()
+    real = examine.detector
+    examine.detector = lambda config: stages.clocked("find the face", real(config))
+    examine.hashlib = types.SimpleNamespace(sha256=stages.clocked("hash the bytes, twice", examine.hashlib.sha256))
+    for owner, function, name in (
+        (file_plan, "write", "list the crawl"), (stage, "write_listing", "list the crawl"), (places, "read_file", "open and read the file"),
+        (shards, "sample_id", "hash the bytes, twice"), (examine, "decode", "decode"), (examine, "ranked", "find the face"),
+        (examine, "_described", "find the face"), (examine, "aligned", "align"), (examine, "_encoded", "encode"), (examine, "measure", "measures"),
+        (shards.ShardWriter, "add", "write the tar"), (shards, "json_bytes", "write the tar"), (shards, "sidecar", "hash the tar"),
+        (shards, "table_of", "write the rows"), (shards, "write_twin", "write the rows"), (stage, "_seal", "duplicates and counts"),
+    ):  # fmt: skip
+        setattr(owner, function, stages.clocked(name, getattr(owner, function)))
+    whole = run_ingest(root, kind, 1)
+    stages.seconds["between them"] = whole["cpu"] - sum(stages.seconds.values())
+    return {name: 1e3 * seconds / whole["images"] for name, seconds in stages.seconds.items()}
+
+
+def peak_mib(root: Path) -> dict[str, float]:
+    """Peak resident memory of an ingest with two workers. Not getrusage: a fork server's children are none of ours."""
+    peaks: dict[int, int] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            for pid in descendants():
+                with contextlib.suppress(OSError, KeyError):
+                    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+                    peaks[pid] = int(status["VmHWM"].split()[0])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    receipt = stage.ingest(root / "crawl", root / "raw", Config(workers=2))
+    wall = time.perf_counter() - started
+    time.sleep(0.3)
+    ended.set()
+    watcher.join()
+    own = peaks.pop(os.getpid())
+    return {
+        "items": float(receipt.counts["items"] or 0),
+        "wall": wall,
+        "parent": own / 1024,
+        "worker": max(peaks.values(), default=0) / 1024,
+    }
+
+
+def make_tars(folder: Path, count: int) -> None:
+    folder.mkdir()
+    soft = [cv2.GaussianBlur(render.render(render.person(0, one), np.random.default_rng(one)), (0, 0), 2) for one in range(300)]
+    drawn = [coded(pixels, 20) for pixels in soft]
+    for first in range(0, count, PER_TAR):
+        with shards.ShardWriter(folder / f"{first // PER_TAR:05d}.tar") as tar:
+            for number in range(first, min(first + PER_TAR, count)):
+                facts = {"jpg": numbered(drawn[number % 300], number), "cls": f"P{number // PER_IDENTITY:06d}".encode()}
+                tar.add(f"{number:08x}", facts)
+
+
+# --- peers ---------------------------------------------------------------------------------------------------------------------------
+
+PEERS = {
+    "img2dataset's Resizer": """
+import io, warnings
+from img2dataset.resizer import Resizer
+resizer = Resizer(image_size=112, resize_mode="border", resize_only_if_bigger=KEEPS, skip_reencode=KEEPS)
+held = [open(name, "rb").read() for name in files]
+begin()
+for content in held:
+    assert resizer(io.BytesIO(content))[5] is None
+end()
+""",
+    "img2dataset, whole": """
+import glob, importlib, pathlib, tempfile, pandas, pyarrow.parquet
+main = importlib.import_module("img2dataset.main")
+def one_after_another(processes, downloader, rows, *_):
+    begin()
+    for row in rows:
+        assert downloader(row)[:2] == (True, row), row
+    end()
+main.multiprocessing_distributor = one_after_another
+files = files[::SUBSET]
+with tempfile.TemporaryDirectory() as made:
+    listed = {"url": [pathlib.Path(name).as_uri() for name in files], "identity": [pathlib.Path(name).parent.name for name in files]}
+    pandas.DataFrame(listed).to_parquet(made + "/list.parquet")
+    main.download(url_list=made + "/list.parquet", input_format="parquet", output_folder=made + "/out", output_format="webdataset",
+        image_size=112, resize_only_if_bigger=KEEPS, skip_reencode=KEEPS, processes_count=1, thread_count=1, save_additional_columns=["identity"],
+        number_sample_per_shard=max(1, len(files) // 4), enable_wandb=False)
+    done = [status for name in glob.glob(made + "/out/*.parquet") for status in pyarrow.parquet.read_table(name)["status"].to_pylist()]
+    assert done == ["success"] * len(files), done[:3]
+""",
+    "cleanvision's find_issues": """
+from cleanvision import Imagelab
+files = files[::SUBSET]
+lab = Imagelab(filepaths=files)
+begin()
+lab.find_issues(n_jobs=1, verbose=False)
+end()
+""",
+}
+_AROUND = """
+import glob, json, sys, time
+files = sorted(glob.glob(sys.argv[1] + "/*/*.jpg"))
+took = []
+def begin():
+    took[:] = time.perf_counter(), time.process_time()
+def end():
+    took[:] = time.perf_counter() - took[0], time.process_time() - took[1]
+KEEPS, SUBSET = {keeps}, {subset}
+{program}
+print(json.dumps({{"images": len(files), "wall": took[0], "cpu": took[1]}}))
+"""
+
+
+def peer(python: str, root: Path, program: str, *, keeps: bool) -> dict[str, float]:
+    text = _AROUND.format(keeps=keeps, subset=SUBSET, program=program)
+    quiet = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONWARNINGS": "ignore"}
+    return said([python, "-c", text, str(root / "crawl")], one_core=True, environment=quiet)
+
+
+# --- turns and tables ----------------------------------------------------------------------------------------------------------------
+
+
+def said(command: list[str], *, one_core: bool, environment: dict[str, str] | None = None) -> Any:
+    """What a process of its own prints last, as JSON."""
+    pinned = {max(os.sched_getaffinity(0))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, preexec_fn=lambda: one_core and os.sched_setaffinity(0, pinned)
+    )
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ours(*order: str, one_core: bool = True) -> Any:
+    return said([sys.executable, __file__, "--one", *order], one_core=one_core)
+
+
+def middle(values: list[float], form: str = ",.0f") -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def speed(kind: str, count: int, repeats: int, peers: str | None) -> Iterator[Target]:
+    """Print the tables of one kind; what was wanted of it."""
+    found: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    spent: defaultdict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as tiny:
+        bits = make_crawl(Path(made), kind, count)
+        make_crawl(Path(tiny), kind, 40)
+        loads = []
+        for _ in range(repeats):
+            loads.append(os.getloadavg()[0])
+            for name, measured in ours("limits", made, kind).items():
+                found[name].append(measured)
+            for workers in (1, 2):
+                found[f"ingest, {workers} worker{'s' * (workers > 1)}"].append(
+                    ours("ingest", made, kind, str(workers), one_core=workers == 1)
+                )
+                found[f"start of ingest, {workers} worker{'s' * (workers > 1)}"].append(
+                    ours("ingest", tiny, kind, str(workers), one_core=workers == 1)
+                )
+            for name, program in PEERS.items() if peers else ():
+                found[name].append(peer(str(peers), Path(made), program, keeps=False))
+                if kind == "crops" and "img2dataset" in name:
+                    found[f"{name}, keeps bytes"].append(peer(str(peers), Path(made), program, keeps=True))
+            for name, milliseconds in ours("profile", made, kind).items():
+                spent[name].append(milliseconds)
+    starts = {name: found.pop(f"start of {name}") for name in ("ingest, 1 worker", "ingest, 2 workers")}
+    cpu = {name: [1e3 * one["cpu"] / one["images"] for one in rows] for name, rows in found.items()}
+    for name, rows in starts.items():  # what each picture more costs
+        grown = zip(found[name], rows, strict=True)
+        cpu[f"{name}, without the start"] = [1e3 * (one["cpu"] - few["cpu"]) / (one["images"] - few["images"]) for one, few in grown]
+    side = KINDS[kind][0]
+    said_loads = ", ".join(f"{one:.1f}" for one in loads)
+    print(f"\n{count:,} {kind} of {side} x {side}, {bits:.1f} bits a pixel; {repeats} turns; load at their starts {said_loads}\n")
+    print("| | images/s of the clock | CPU ms an image | CPU of the limit / CPU |\n|---|---|---|---|")
+    limit = cpu["limit: decode + encode"]
+    for name, values in cpu.items():
+        clock = middle([one["images"] / one["wall"] for one in found[name]]) if name in found else ""
+        share = middle([least / one for least, one in zip(limit, values, strict=True)], ".2f")
+        print(f"| {name} | {clock} | {middle(values, '.3f')} | {share} |")
+    for name, rows in starts.items():
+        print(
+            f"\nStart and end of {name} (40 {kind}): {middle([one['wall'] for one in rows], '.1f')} s, CPU {middle([one['cpu'] for one in rows], '.1f')} s."
+        )
+    print("\n| one worker, by stage | CPU ms an image |\n|---|---|")
+    for name, spans in sorted(spent.items(), key=lambda pair: -statistics.median(pair[1])):
+        print(f"| {name} | {middle(spans, '.3f')} |", flush=True)
+    for against in ["limit: decode + encode", *(name for name in cpu if "img2dataset" in name)]:
+        for workers in starts:
+            whole, steady = (
+                statistics.median(other / own for other, own in zip(cpu[against], cpu[name], strict=True))
+                for name in (workers, f"{workers}, without the start")
+            )
+            yield f"{kind}, {workers}, over {against}", 0.8 if "limit" in against else 1.5, whole, steady
+
+
+def memory(counts: list[int]) -> Iterator[Target]:
+    print(
+        f"\nTars of {PER_TAR:,} small pictures, two workers\n\n| items | s | peak of the parent, MiB | peak of a worker, MiB |\n|---|---|---|---|"
+    )
+    peaks = []
     for count in counts:
         with tempfile.TemporaryDirectory() as made:
-            root = Path(made)
-            write_tars(root / "crawl", count)
-            started = time.perf_counter()
-            said = subprocess.run([sys.executable, __file__, "--ingest", str(root)], capture_output=True, text=True, check=True)
-            print(f"| {count:,} | {time.perf_counter() - started:.0f} | {int(said.stdout.splitlines()[-1]) / 1024:.0f} |", flush=True)
-
-
-def write_tars(folder: Path, count: int, per_tar: int = 10_000) -> None:
-    folder.mkdir()
-    small = [picture(seed, 48, 48) for seed in range(300)]
-    for first in range(0, count, per_tar):
-        with tarfile.open(folder / f"{first // per_tar:05d}.tar", "w") as tar:
-            for number in range(first, min(first + per_tar, count)):
-                # A comment segment makes the bytes of every picture its own.
-                content = small[number % 300]
-                content = content[:2] + b"\xff\xfe\x00\x0a" + f"{number:08d}".encode() + content[2:]
-                for kind, member in (("jpg", content), ("cls", str(number % max(20, count // 100)).encode())):
-                    info = tarfile.TarInfo(f"{number:09d}.{kind}")
-                    info.size = len(member)
-                    tar.addfile(info, io.BytesIO(member))
+            make_tars(Path(made) / "crawl", count)
+            seen = ours("memory", made, one_core=False)
+            peaks.append(max(seen["parent"], seen["worker"]))
+            print(f"| {seen['items']:,.0f} | {seen['wall']:.0f} | {seen['parent']:.0f} | {seen['worker']:.0f} |", flush=True)
+    if len(peaks) > 1:
+        yield f"peak memory at {counts[0]:,} items over that at {counts[-1]:,}", 0.9, peaks[0] / peaks[-1], None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crops", type=int, default=4000)
-    parser.add_argument("--photos", type=int, default=1000)
+    parser.add_argument("--crops", type=int, default=16_000)
+    parser.add_argument("--photos", type=int, default=3_200)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", help="a Python that has img2dataset and cleanvision")
-    parser.add_argument("--memory", type=int, nargs="*", default=[10_000, 100_000])
-    parser.add_argument("--ingest", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.ingest:
-        ingest(given.ingest / "crawl", given.ingest / "raw", Config(workers=2))
-        print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    if given.one:
+        what, root, *more = given.one
+        if what == "ingest":
+            print(json.dumps(run_ingest(Path(root), more[0], int(more[1]))))
+        else:
+            print(json.dumps({"limits": limits, "profile": profile, "memory": peak_mib}[what](Path(root), *more)))
         return
     print(
-        f"{os.cpu_count()} cores, OpenCV {cv2.__version__}, simplejpeg {simplejpeg.__version__}; load {os.getloadavg()[0]:.1f} at the start"
+        f"{os.cpu_count()} cores, {platform.machine()}; simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}; spread: least to most"
     )
-    cv2.setNumThreads(1)
-    speed({"crops": given.crops, "photos": given.photos}, given.repeats, given.peers)
-    memory(given.memory)
+    targets = []
+    for kind, count in (("crops", given.crops), ("photos", given.photos)):
+        targets += speed(kind, count, given.repeats, given.peers) if count else []
+    targets += memory(given.memory)
+    print("\n| images per CPU second, ratio | wanted | found | | without the start |\n|---|---|---|---|---|")
+    for name, wanted, whole, steady in targets:
+        print(
+            f"| {name} | {wanted:.1f} | {whole:.2f} | {'reached' if whole >= wanted else 'missed'} | {'' if steady is None else f'{steady:.2f}'} |"
+        )
 
 
 if __name__ == "__main__":

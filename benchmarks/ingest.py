@@ -441,7 +441,7 @@ def main() -> None:
     targets = []
     for kind, count in (("crops", given.crops), ("photos", given.photos)):
         targets += speed(kind, count, given.repeats, given.peers) if count else []
-    targets += memory(given.memory)
+    targets += memory(given.memory) if given.memory else []
     print("\n| images per CPU second, ratio | wanted | found | | without the start |\n|---|---|---|---|---|")
     for name, wanted, whole, steady in targets:
         print(

@@ -6,7 +6,7 @@ in the JPEG, so that all bytes differ; pictures of one identity are other drawin
 
 limit         decode of the whole picture by simplejpeg's strict mode, and encode of the crop (quality 95, 4:4:4), from memory in a loop. No file is
               read, nothing is hashed, measured, warped or written. For crops ingest need not encode: the row `decode alone` is its limit there.
-img2dataset   `Resizer`: OpenCV's decode (takes half a JPEG for whole), resize by areas to 112, encode (95, 4:2:0), from memory. No landmarks, no alignment,
+img2dataset   `Resizer`: OpenCV's decode, resize by areas to 112, encode (95, 4:2:0), from memory. No landmarks, no alignment,
               no hash, no row, no tar. `keeps bytes`: with skip_reencode and resize_only_if_bigger. `whole`: its downloader with file:// URLs, one
               thread, in this process: reads, resizes, SHA-256, writes tar and Parquet. A subset of the pictures.
 cleanvision   `find_issues`, one job: light, blur, entropy, sizes, exact and near duplicates. Reads the files twice; writes no crops. A subset.

@@ -96,8 +96,8 @@ def _clean_shard(twin: Path, forgotten: Forgotten) -> Iterator[Edit]:
             into.remove(tar)
             into.remove(twin)
             return
-        facts, _ = scrub.rewrite_tar(tar, into.to(tar), forgotten)
-        shards.write_twin(into.to(twin), found.table, facts)
+        facts, offsets = scrub.rewrite_tar(tar, into.to(tar), forgotten)
+        shards.write_twin(into.to(twin), scrub.moved_crops(found.table, offsets), facts)
 
     yield Edit("clean shards", write, found.gone, found.gone, found.others)
 

@@ -3,7 +3,9 @@
 A sample's place in `clean/` is its rank among the exported ones in manifest order, so shards are even and every part can be written alone.
 """
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from pipeline.decisions import digest
 from pipeline.duck import every, fetch, literal
 from pipeline.errors import PurifyError
 from pipeline.fanout import fan_out
+from pipeline.proven import proven_crops
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
 VERSION = 2
+CLEAN_VERSION = 3
 
 
 def write_manifest(
@@ -145,7 +149,7 @@ class _CleanPart:
 
 def export_clean(raw: Path, manifest: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`: clean shards, their twins, identities.parquet (class indices) and dataset.json (counts, SHA-256 per shard)."""
-    mark = fingerprint("clean", VERSION, {}, manifest=mark_of(manifest), raw=mark_of(raw))
+    mark = fingerprint("clean", CLEAN_VERSION, {}, manifest=mark_of(manifest), raw=mark_of(raw))
 
     def work(folder: Path) -> Counts:
         with duckdb.connect() as db:
@@ -195,11 +199,12 @@ def shards_told(facts: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def export_shard(part: _CleanPart) -> int:
-    """Write one clean shard and its twin; returns its number of samples."""
+    """Write one clean shard and its twin; returns its number of samples. Nothing gets its name before the raw shards read for it are proven."""
     with duckdb.connect() as db:
-        rows = db.execute(
-            """SELECT m.sample_id, m.clean_identity, m.identity, m.angle_deg, m.noise_probability, m.quality, m.shard, i.crop_offset, i.crop_size,
-                      c.class_index
+        rows = fetch(
+            db,
+            """SELECT m.sample_id, m.clean_identity AS identity, m.identity AS crawled_identity, m.angle_deg, m.noise_probability, m.quality,
+                      m.source_uri, m.source_url, m.shard, i.crop_offset, i.crop_size, c.class_index
                FROM read_parquet($parts, filename = true, file_row_number = true) m
                JOIN read_parquet($twins) i ON i.source_uri = m.source_uri
                JOIN read_parquet($classes) c ON c.identity = m.clean_identity
@@ -210,32 +215,29 @@ def export_shard(part: _CleanPart) -> int:
                 "classes": literal(part.folder / "identities.parquet"),
                 "stem": part.stem,
             },
-        ).fetchall()
+        )
     tar = part.folder / f"{part.stem}.tar"
-    twin: list[dict[str, Any]] = []
-    readers: dict[str, shards.CropReader] = {}
-    try:
-        with atomic(tar) as temporary, shards.ShardWriter(temporary) as writer:
-            for key, identity, crawled, angle, noise, quality, shard, offset, size, class_index in rows:
-                if shard not in readers:
-                    readers[shard] = shards.CropReader(part.raw / f"{shard}.tar")
-                facts = shards.json_bytes({"identity": identity, "crawled_identity": crawled, "sample_id": key})
-                writer.add(key, {"jpg": readers[shard].read(offset, size), "cls": str(class_index).encode(), "json": facts})
-                twin.append(
-                    {
-                        "sample_id": key,
-                        "identity": identity,
-                        "crawled_identity": crawled,
-                        "angle_deg": angle,
-                        "noise_probability": noise,
-                        "quality": quality,
-                    }
-                )
-    finally:
-        for reader in readers.values():
-            reader.close()
-    shards.write_twin(tar.with_suffix(".parquet"), shards.table_of(twin, tables.CLEAN), shards.sidecar(tar, len(twin)))
-    return len(twin)
+    offsets: list[int] = []
+    with atomic(tar) as temporary, shards.ShardWriter(temporary) as writer:
+        names = zip(*(rows[name].to_pylist() for name in ("sample_id", "identity", "crawled_identity", "class_index")), strict=True)
+        for crop, (key, identity, crawled, class_index) in zip(_proven(rows, part.raw), names, strict=True):
+            facts = shards.json_bytes({"identity": identity, "crawled_identity": crawled, "sample_id": key})
+            offsets.append(writer.add(key, {"jpg": crop, "cls": str(class_index).encode(), "json": facts})["jpg"])
+    told = rows.set_column(rows.schema.get_field_index("crop_offset"), "crop_offset", pa.array(offsets, pa.int64()))
+    shards.write_twin(tar.with_suffix(".parquet"), told.select(tables.CLEAN.names).cast(tables.CLEAN), shards.sidecar(tar, len(offsets)))
+    return len(offsets)
+
+
+def _proven(rows: pa.Table, raw: Path) -> Iterator[memoryview]:
+    """The crop of each row, from raw shards that are read to their end."""
+    stems = rows["shard"].to_pylist()
+    first = 0
+    for stem, run in itertools.groupby(stems):
+        count = len(list(run))
+        places = rows.slice(first, count)
+        for crops in proven_crops(raw / f"{stem}.tar", places["crop_offset"].to_numpy(), places["crop_size"].to_numpy()):
+            yield from crops
+        first += count
 
 
 def read_dataset(clean: Path) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _told_json(content: bytes, forgotten: Forgotten) -> bytes:
 
 
 def moved_crops(table: pa.Table, offsets: dict[str, int]) -> pa.Table:
-    """An items table with the crops' places in a rewritten tar."""
+    """An items or clean table with the crops' places in a rewritten tar."""
     rows = zip(table["sample_id"].to_pylist(), table["crop_offset"].to_pylist(), strict=True)
     values = [None if offset is None else offsets[key] for key, offset in rows]
     return _with(table, "crop_offset", pa.array(values, pa.int64()))

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -56,7 +56,7 @@ class ShardWriter:
         self._file.write(b"\0" * (2 * _BLOCK + -end % _RECORD))
         self._file.close()
 
-    def add(self, key: str, members: dict[str, bytes]) -> dict[str, int]:
+    def add(self, key: str, members: Mapping[str, bytes | memoryview]) -> dict[str, int]:
         """Append one sample; returns the offset of each member's bytes in the tar."""
         if not _KEY.fullmatch(key):
             raise ValueError(f"A shard key is 8 to 64 hex digits, got {key!r}.")

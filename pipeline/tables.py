@@ -279,6 +279,10 @@ CLEAN = _schema(
         _field("angle_deg", pa.float32(), "angle to the dominant sub-center", unit=_DEGREES, direction="lower is better"),
         _field("noise_probability", pa.float32(), "as in the manifest", unit="0..1", direction="higher is worse"),
         _field("quality", pa.float32(), "norm of the feature", direction="higher is better"),
+        _field("source_uri", pa.string(), "where the item stands in the crawl; unique", nullable=False),
+        _field("source_url", pa.string(), "where the crawler says that it found the picture"),
+        _field("crop_offset", pa.int64(), "where the crop's bytes begin in the tar", unit="bytes", nullable=False),
+        _field("crop_size", pa.int32(), "length of the crop's bytes", unit="bytes", nullable=False),
     ],
 )
 

@@ -294,6 +294,10 @@ def test_shards_are_proven_anew_and_offsets_follow(copied: tuple[Path, Path, str
         if row["crop_offset"] is not None:
             content = (run / "raw" / f"{row['shard']}.tar").read_bytes()[row["crop_offset"] :][: row["crop_size"]]
             assert content == (crawl / row["source_uri"]).read_bytes()
+    for stem in shard_stems(run / "clean", "clean"):
+        whole = (run / "clean" / f"{stem}.tar").read_bytes()
+        for row in rows_of(run, "clean", f"{stem}.parquet"):
+            assert whole[row["crop_offset"] :][: row["crop_size"]] == (crawl / row["source_uri"]).read_bytes()
     page = json.loads((run / "clean" / "dataset.json").read_text())
     assert [one["sha256"] for one in page["shards"]] == [
         hashlib.sha256((run / "clean" / one["name"]).read_bytes()).hexdigest() for one in page["shards"]

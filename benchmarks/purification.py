@@ -25,11 +25,12 @@ from pipeline import tables
 from pipeline.config import Config, load
 from pipeline.duck import every, fetch, literal
 from pipeline.embed import embed, features_of
+from pipeline.embedders import load_embedder
 from pipeline.export import write_manifest
 from pipeline.ingest import ingest
 from pipeline.isolate import isolate
 from pipeline.layout import RunLayout
-from pipeline.models import load_backbone, pick_device
+from pipeline.models import pick_device
 from pipeline.receipts import Receipt, run_stage
 from pipeline.score import score
 from pipeline.shards import shard_stems
@@ -47,10 +48,8 @@ def angle_auroc(noise: Path, truth: Path) -> float:
 
 def unseen_accuracy(trained: Path, pairs: Path, device: torch.device) -> float:
     pictures, same = read_bin(pairs)
-    backbone, facts = load_backbone(trained, device)
-    parts = [
-        torch.from_numpy(features_of(pictures[at : at + 256], backbone, facts["input_px"], device)) for at in range(0, len(pictures), 256)
-    ]
+    embedder = load_embedder(trained, device)
+    parts = [torch.from_numpy(features_of(pictures[at : at + 256], embedder)) for at in range(0, len(pictures), 256)]
     vectors = torch.cat(parts)
     return float(kfold_accuracy(rowwise_cosine(vectors[0::2], vectors[1::2]), torch.tensor(same)).mean)
 

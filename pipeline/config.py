@@ -73,6 +73,20 @@ class IngestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbedderConfig:
+    """What a foreign model file does not say of itself. Unset: insightface's, RGB and (x - 127.5) / 127.5."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    input_px: Annotated[int, Field(ge=16, le=1024)] | None = None
+    """Side of the input, for an ONNX model that takes any; 112 where unset."""
+    channels: Literal["rgb", "bgr"] | None = None
+    mean: float | tuple[float, float, float] | None = None
+    """Subtracted from pixels of 0..255, one number or one a channel in the model's order."""
+    std: Positive | tuple[Positive, Positive, Positive] | None = None
+    """Divided by, afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Sub-center ArcFace. Defaults: the paper's (section 4.1) and arcface_torch's where the paper is silent."""
 

@@ -9,13 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from arcface_core.angles import normalize
-from arcface_core.training import to_input
 from pipeline import shards, tables
 from pipeline.config import Config
-from pipeline.models import load_backbone, pick_device
+from pipeline.embedders import Embedder, load_embedder
+from pipeline.models import pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, read, run_stage
 
 VERSION = 1
@@ -26,15 +25,14 @@ def embed(raw: Path, train: Path, out: Path, config: Config, *, progress: Progre
     mark = fingerprint("embed", VERSION, {}, raw=mark_of(raw), train=mark_of(train))
 
     def work(folder: Path) -> Counts:
-        device = pick_device(config.device)
-        backbone, facts = load_backbone(train, device)
+        embedder = load_embedder(train, pick_device(config.device))
         stems = shards.shard_stems(raw)
         total = int((receipt.counts.get("ok") if (receipt := read(raw)) else 0) or 0)
         samples = 0
         for stem in stems:
             done = folder / f"{stem}.parquet"
             if not done.exists():
-                _embed_shard(raw / stem, done, backbone, facts["input_px"], device, config.embed.batch_size)
+                _embed_shard(raw / stem, done, embedder, config.embed.batch_size)
             samples += int(pq.read_metadata(done).num_rows)
             if progress:
                 progress(samples, total)
@@ -43,7 +41,7 @@ def embed(raw: Path, train: Path, out: Path, config: Config, *, progress: Progre
     return run_stage(out, stage="embed", mark=mark, work=work)
 
 
-def _embed_shard(stem: Path, out: Path, backbone: nn.Module, input_px: int, device: torch.device, batch_size: int) -> None:
+def _embed_shard(stem: Path, out: Path, embedder: Embedder, batch_size: int) -> None:
     twin = pq.read_table(stem.with_suffix(".parquet"), filters=[("status", "=", "ok")]).sort_by("crop_offset")
     offsets, sizes = twin["crop_offset"].to_pylist(), twin["crop_size"].to_pylist()
     features = []
@@ -53,8 +51,8 @@ def _embed_shard(stem: Path, out: Path, backbone: nn.Module, input_px: int, devi
                 reader.read(offset, size)
                 for offset, size in zip(offsets[start : start + batch_size], sizes[start : start + batch_size], strict=True)
             ]
-            features.append(features_of(contents, backbone, input_px, device))
-    feature_ND = np.concatenate(features) if features else np.zeros((0, dim_of(backbone, input_px, device)), np.float32)
+            features.append(features_of(contents, embedder))
+    feature_ND = np.concatenate(features) if features else np.zeros((0, embedder.dim), np.float32)
     unit_ND = normalize(torch.from_numpy(feature_ND)).numpy()
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(unit_ND.reshape(-1)), unit_ND.shape[1])
     schema = tables.embeddings(unit_ND.shape[1])
@@ -64,21 +62,14 @@ def _embed_shard(stem: Path, out: Path, backbone: nn.Module, input_px: int, devi
         pq.write_table(table, temporary, compression="zstd")
 
 
-@torch.no_grad()
-def features_of(contents: Sequence[bytes], backbone: nn.Module, input_px: int, device: torch.device) -> NDArray[np.float32]:
-    """Features [N, D] of stored crops: the mean of the backbone's output on the image and on its mirror image, not normalised."""
+def features_of(contents: Sequence[bytes], embedder: Embedder) -> NDArray[np.float32]:
+    """Features [N, D] of stored crops: the mean of what the embedder makes of the image and of its mirror image, not normalised."""
     with ThreadPoolExecutor(4) as pool:
-        pixels = np.stack(list(pool.map(lambda content: shards.decode_crop(content, input_px), contents)))
-    images = to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), device).contiguous(memory_format=torch.channels_last)
-    both = (backbone(images).float() + backbone(images.flip(-1)).float()) / 2
-    features: NDArray[np.float32] = both.cpu().numpy()
+        pixels = np.stack(list(pool.map(lambda content: shards.decode_crop(content, embedder.input_px), contents)))
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    both = (embedder.embed(images) + embedder.embed(images.flip(-1))) / 2
+    features: NDArray[np.float32] = both.numpy()
     return features
-
-
-def dim_of(backbone: nn.Module, input_px: int, device: torch.device) -> int:
-    """Embedding dimension of a backbone."""
-    with torch.no_grad():
-        return int(backbone(torch.zeros(1, 3, input_px, input_px, device=device)).shape[1])
 
 
 def read_embeddings(path: Path) -> tuple[list[str], list[str], NDArray[np.float32], NDArray[np.float32]]:

@@ -20,10 +20,11 @@ from pipeline import shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every
 from pipeline.embed import features_of
+from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput
 from pipeline.examine import examine
 from pipeline.layout import RoundLayout
-from pipeline.models import load_backbone, pick_device
+from pipeline.models import pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.sources import Item
 from pipeline.train import held_out
@@ -97,9 +98,9 @@ def _comparisons(
         jpegs, same = read_bin(path)
         crops = [_bin_crop(content, f"{path} image {number}") for number, content in enumerate(jpegs)]
         for layout in rounds:
-            backbone, facts = load_backbone(layout.train, device)
+            embedder = load_embedder(layout.train, device)
             starts = range(0, len(crops), _BATCH)
-            parts = [features_of(crops[start : start + _BATCH], backbone, facts["input_px"], device) for start in starts]
+            parts = [features_of(crops[start : start + _BATCH], embedder) for start in starts]
             vectors = torch.from_numpy(np.concatenate(parts))
             yield f"round-{layout.number}", path.stem, rowwise_cosine(vectors[0::2], vectors[1::2]), torch.tensor(same)
 

@@ -11,8 +11,9 @@ from safetensors import safe_open
 
 from arcface_core.inversion import invert
 from pipeline.config import Config
+from pipeline.embedders import load_embedder
 from pipeline.layout import RoundLayout
-from pipeline.models import load_backbone, pick_device
+from pipeline.models import pick_device
 from pipeline.receipts import Progress
 
 
@@ -21,7 +22,8 @@ def imagine(
 ) -> dict[str, tuple[bytes, float]]:
     """identity -> (PNG, its angle in degrees to the identity's dominant sub-center), by the backbone of `round_`.
 
-    Identities without a center are left out. Nothing of the crawl is read: the picture comes from the weights alone.
+    Identities without a center are left out; all are where the embedder has no gradients to follow, as an ONNX file has none. Nothing of the
+    crawl is read: the picture comes from the weights alone.
     """
     steps = config.audit.inversion_steps
     rows = _rows_of(raw, identities)
@@ -35,11 +37,13 @@ def imagine(
     if not names:
         return {}
     device = pick_device(config.device)
-    backbone, facts = load_backbone(round_.train, device)
+    embedder = load_embedder(round_.train, device)
+    if embedder.module is None:
+        return {}
     result = invert(
-        backbone,
+        embedder.module,
         centers_BD[has_center_B].to(device),
-        input_px=facts["input_px"],
+        input_px=embedder.input_px,
         steps=steps,
         seed=config.seed,
         device=device,

@@ -1,6 +1,5 @@
 """Weights on disk: safetensors for ours; insightface's `.pt` state dicts are read with `weights_only=True`, and never anything else."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from arcface_core.backbones import build_backbone
 from pipeline.errors import BadCheckpoint, BadConfig
 from pipeline.receipts import atomic
+
+_STATE_DICTS = ("state_dict_backbone", "state_dict")
+"""Under which a checkpoint keeps the weights: arcface_torch's, many others'."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,7 +46,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{path} is damaged, or no weights file: {str(error)[:200]}") from error
     except Exception as error:  # UnpicklingError is no subclass of the above
         raise BadCheckpoint(f"{path} holds more than tensors, and is not loaded. Convert it to safetensors where you trust it.") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    for name in _STATE_DICTS:
+        found = found.get(name, found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise BadCheckpoint(f"{path} holds no state dict. Give a mapping of names to tensors, as safetensors or .pt.")
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
@@ -53,7 +55,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_into(module: nn.Module, path: Path) -> None:
     """Load weights into a module. Raises BadCheckpoint naming the first keys that are missing, foreign, or of another shape."""
-    tensors = load_tensors(path)
+    fit(module, load_tensors(path), path)
+
+
+def fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put tensors into a module; `path` says in messages where they are from. Raises as `load_into`."""
     own = module.state_dict()
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     foreign = [name for name in tensors if name not in own]
@@ -77,12 +83,3 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     module.to(device)
     placed: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
-
-
-def load_backbone(train: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """The backbone of a finished training, in evaluation mode, and its model.json."""
-    facts: dict[str, Any] = json.loads((train / "model.json").read_text("utf-8"))
-    backbone = build_backbone(facts["backbone"], embedding_dim=facts["embedding_dim"], input_px=facts["input_px"])
-    load_into(backbone, train / "backbone.safetensors")
-    backbone.eval().requires_grad_(False)
-    return place(backbone, device), facts

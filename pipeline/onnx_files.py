@@ -5,7 +5,7 @@ file would not cover them. So such models are refused. ONNX is protobuf: numbere
 Source: onnx/onnx.proto, protobuf's encoding guide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.errors import BadInput
 
@@ -21,6 +21,7 @@ _NESTED: dict[str, dict[int, str]] = {
 }
 """Messages by name: which of their fields hold which messages."""
 _EXTERNAL = 14
+_GRAPH, _NODE, _NODE_INPUT, _NODE_OUTPUT, _OP_TYPE = 7, 1, 1, 2, 4
 _MAX_DEPTH = 40
 
 
@@ -33,12 +34,29 @@ def check(name: str, content: bytes) -> None:
             raise ValueError("no graph in it")
         outside = _asks_for_files(content, "model", 0, len(content), 0)
     except (ValueError, IndexError) as error:
-        raise BadInput(f"{name} is no ONNX model ({error}). Give the .onnx file itself, as docs/faces.md says.") from error
+        raise BadInput(f"{name} is no ONNX model ({error}). Give the .onnx file itself.") from error
     if outside:
         raise BadInput(
             f"{name} keeps weights in other files, whose content its SHA-256 does not cover. Save the model as one file: "
             "onnx.save_model(onnx.load(PATH), NEW_PATH, save_as_external_data=False)."
         )
+
+
+def begins_with(content: bytes, source: str, operators: Sequence[str]) -> bool:
+    """True when what is done first to the graph's input `source` is these operators, in this order. For bytes that `check` has passed."""
+    [*_, graph] = [field for field in _fields(content, 0, len(content)) if field[0] == _GRAPH]
+    nodes = [list(_fields(content, *field[2:])) for field in _fields(content, *graph[2:]) if field[0] == _NODE]
+    wanted = source.encode("utf-8")
+    for operator in operators:
+        takers = [node for node in nodes if wanted in _texts(content, node, _NODE_INPUT)]
+        if len(takers) != 1 or _texts(content, takers[0], _OP_TYPE) != [operator.encode("ascii")]:
+            return False
+        [wanted] = _texts(content, takers[0], _NODE_OUTPUT)
+    return True
+
+
+def _texts(content: bytes, fields: Sequence[tuple[int, int, int, int]], number: int) -> list[bytes]:
+    return [content[begin:end] for found, _, begin, end in fields if found == number]
 
 
 def _asks_for_files(content: bytes, kind: str, start: int, stop: int, depth: int) -> bool:

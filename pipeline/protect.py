@@ -22,9 +22,10 @@ from arcface_core.neighbors import NeighborIndex
 from pipeline import shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.embed import features_of, read_embeddings
+from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput
 from pipeline.examine import examine
-from pipeline.models import load_backbone, load_tensors, pick_device
+from pipeline.models import load_tensors, pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.sources.base import Item
 from pipeline.verification_bin import read_bin
@@ -94,8 +95,7 @@ def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _embedded(sets: list[Path], train: Path, config: Config) -> _Protected:
-    device = pick_device(config.device)
-    backbone, facts = load_backbone(train, device)
+    embedder = load_embedder(train, pick_device(config.device))
     names: list[tuple[str, str]] = []
     digests: dict[str, int] = {}
     parts: list[Tensor] = []
@@ -103,7 +103,7 @@ def _embedded(sets: list[Path], train: Path, config: Config) -> _Protected:
 
     def embed_waiting() -> None:
         if waiting:
-            parts.append(normalize(torch.from_numpy(features_of(waiting, backbone, facts["input_px"], device))))
+            parts.append(normalize(torch.from_numpy(features_of(waiting, embedder))))
             waiting.clear()
 
     for path in sets:

@@ -163,7 +163,8 @@ def decode_crop(content: bytes, size_px: int) -> Image:
     if pixels.shape[0] != size_px:
         import cv2
 
-        pixels = np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
+        way = cv2.INTER_AREA if size_px < pixels.shape[0] else cv2.INTER_LINEAR
+        pixels = np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=way), np.uint8)
     return pixels
 
 

@@ -6,9 +6,10 @@ from functools import partial
 from torch import nn
 
 from arcface_core.backbones.iresnet import DEPTHS, IResNet
+from arcface_core.backbones.recognise import Recognised, recognise
 from arcface_core.backbones.tiny import TinyResNet
 
-__all__ = ["BACKBONES", "build_backbone"]
+__all__ = ["BACKBONES", "Recognised", "build_backbone", "recognise"]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "tiny": TinyResNet,

@@ -1,0 +1,36 @@
+"""What an embedder is, whatever file it comes from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+MEAN = STD = 127.5
+"""Of insightface's models and of ours: (x - 127.5) / 127.5, RGB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedder:
+    """A model that turns crops into features."""
+
+    name: str
+    """`iresnet50`, or the stem of an ONNX file."""
+    kind: Literal["torch", "onnx"]
+    sha256: str
+    """Of the model's file, in hex."""
+    input_px: int
+    """Side of the square input."""
+    dim: int
+    embed: Callable[[Tensor], Tensor]
+    """uint8 [B, 3, input_px, input_px], RGB -> features [B, dim], float32, on the CPU, not normalised. B may be 0."""
+    module: nn.Module | None
+    """Of a torch model: (x - 127.5) / 127.5 [B, 3, H, W], RGB -> features [B, dim], on its device, frozen. None where there is none."""
+
+
+def three(value: float | Sequence[float] | None, default: float) -> tuple[float, float, float]:
+    """A number for each channel, of one number or three. Raises ValueError for any other count."""
+    if value is None or isinstance(value, int | float):
+        value = (default if value is None else float(value),) * 3
+    red, green, blue = value
+    return red, green, blue

@@ -121,7 +121,9 @@ class TrainConfig:
     cache_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
     """Decoded crops are kept in memory when all fit in this budget; else every epoch streams the shards."""
     shuffle_buffer: Count = 20_000
-    """Samples held for shuffling while streaming."""
+    """Samples whose places are held for shuffling: shards are shuffled, joined to windows of so many samples, and each window is shuffled."""
+    sampling: Literal["natural", "balanced"] = "natural"
+    """`natural`: every sample once an epoch. `balanced`: every identity equally often, an epoch being as long."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ from pipeline.config import Config, TrainConfig, as_dict
 from pipeline.decisions import digest
 from pipeline.duck import fetch, literal
 from pipeline.errors import BadCrawl
+from pipeline.fanout import worker_count
 from pipeline.loading import CropStream
 from pipeline.models import load_into, load_tensors, pick_device, place, save_tensors
+from pipeline.order import SampleOrder
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
 VERSION = 1
 _CHANGES_NO_RESULT = {"cache_bytes", "checkpoint_steps"}
+_MOST_LOADERS = 8
 
 
 def train(
@@ -78,15 +81,14 @@ def _train(
             "and a head needs two to tell apart. Give a larger crawl, or lower evaluate.holdout or train.min_samples."
         )
     device = pick_device(config.device)
-    stream = CropStream(
+    order = SampleOrder(
         selection,
-        raw,
-        input_px=settings.input_px,
         batch_size=settings.batch_size,
         seed=config.seed,
         shuffle_buffer=settings.shuffle_buffer,
-        cache_bytes=settings.cache_bytes,
+        samples_C=classes["samples"].to_numpy() if settings.sampling == "balanced" else None,
     )
+    stream = CropStream(order, raw, input_px=settings.input_px, cache_bytes=settings.cache_bytes)
     torch.manual_seed(config.seed)
     backbone = build_backbone(settings.backbone, embedding_dim=settings.embedding_dim, input_px=settings.input_px)
     if settings.init is not None:
@@ -100,16 +102,16 @@ def _train(
     rows = _resume(folder, state)
     loop = training_steps(
         state,
-        _all_batches(stream, settings.epochs, state.step),
-        learning_rate=_schedule(settings, stream.steps_per_epoch),
+        stream.batches(settings.epochs, done=state.step, workers=_loaders(config, device), pin=device.type == "cuda"),
+        learning_rate=_schedule(settings, order.steps_per_epoch),
         seed=config.seed,
         grad_clip_norm=settings.grad_clip_norm,
         device=device,
         amp=settings.amp and device.type == "cuda",
     )
-    total = settings.epochs * stream.steps_per_epoch
+    total = settings.epochs * order.steps_per_epoch
     for metrics in loop:
-        epoch = (metrics.step - 1) // stream.steps_per_epoch
+        epoch = (metrics.step - 1) // order.steps_per_epoch
         rows.append(
             {
                 "step": metrics.step,
@@ -119,15 +121,15 @@ def _train(
                 "grad_norm": metrics.grad_norm,
             }
         )
-        if metrics.step % settings.checkpoint_steps == 0 or metrics.step % stream.steps_per_epoch == 0:
+        if metrics.step % settings.checkpoint_steps == 0 or metrics.step % order.steps_per_epoch == 0:
             _checkpoint(folder, state, rows)
         if progress:
             progress(metrics.step, total)
     _finish(folder, state, config, subcenters)
-    last = [row["loss"] for row in rows[-stream.steps_per_epoch :]]
+    last = [row["loss"] for row in rows[-order.steps_per_epoch :]]
     return {
         "identities": classes.num_rows,
-        "samples": stream.samples,
+        "samples": order.samples,
         "subcenters": subcenters,
         "steps": state.step,
         "first_loss": round(rows[0]["loss"], 4),
@@ -148,6 +150,7 @@ def _select(raw: Path, noise: Path | None, decisions: pa.Table | None, folder: P
         db.register("held_out", held_out(raw, config))
         db.register("decided", tables.DECISIONS.empty_table() if decisions is None else decisions)
         db.execute("CREATE TABLE counted (identity VARCHAR, samples BIGINT)")
+        db.execute("CREATE TABLE placed (class_index INT PRIMARY KEY, samples BIGINT)")
         stems = shards.shard_stems(raw)
         for stem in stems:
             given = {"raw": literal(raw / f"{stem}.parquet")} | ({"noise": literal(noise / f"{stem}.parquet")} if noise else {})
@@ -163,9 +166,15 @@ def _select(raw: Path, noise: Path | None, decisions: pa.Table | None, folder: P
             given = {"raw": literal(raw / f"{stem}.parquet")} | ({"noise": literal(noise / f"{stem}.parquet")} if noise else {})
             chosen = fetch(
                 db,
-                f"""SELECT r.crop_offset, r.crop_size, c.class_index FROM {usable} r JOIN classes c ON c.identity = r.identity
-                    ORDER BY r.crop_offset""",
+                f"""SELECT r.crop_offset, r.crop_size, c.class_index, (coalesce(p.samples, 0)
+                           + row_number() OVER (PARTITION BY c.class_index ORDER BY r.crop_offset) - 1)::INT AS class_place
+                    FROM {usable} r JOIN classes c ON c.identity = r.identity LEFT JOIN placed p USING (class_index) ORDER BY r.crop_offset""",
                 given,
+            )
+            db.register("chosen", chosen)
+            db.execute(
+                """INSERT INTO placed SELECT class_index, count(*) AS samples FROM chosen GROUP BY ALL
+                   ON CONFLICT DO UPDATE SET samples = placed.samples + excluded.samples"""
             )
             with atomic(selection / f"{stem}.parquet") as temporary:
                 pq.write_table(chosen, temporary)
@@ -188,10 +197,9 @@ def _schedule(settings: TrainConfig, steps_per_epoch: int) -> Callable[[int], fl
     return lambda step: step_decay(step, milestones=milestones, warmup_steps=warmup, base_lr=settings.learning_rate)
 
 
-def _all_batches(stream: CropStream, epochs: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-    first, skip = divmod(done, stream.steps_per_epoch)
-    for epoch in range(first, epochs):
-        yield from stream.batches(epoch, skip=skip if epoch == first else 0)
+def _loaders(config: Config, device: torch.device) -> int:
+    """Processes that decode for this one: none where it trains on the processor itself."""
+    return 0 if device.type == "cpu" else min(worker_count(config.workers), _MOST_LOADERS)
 
 
 def _checkpoint(folder: Path, state: TrainState, rows: list[dict[str, Any]]) -> None:

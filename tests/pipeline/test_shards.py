@@ -21,6 +21,7 @@ from pipeline.errors import BadShard
 from pipeline.export import _CleanPart, export_shard
 from pipeline.ingest import ingest
 from pipeline.loading import CropStream
+from pipeline.order import SampleOrder
 from pipeline.review import draw
 from pipeline.shards import CropReader, ShardWriter, check_shard, sample_id, shard_stems, sidecar, table_of, write_twin
 from pipeline.train import _select
@@ -197,8 +198,8 @@ def test_every_reader_of_crops_refuses_a_cut_shard(tmp_path: Path) -> None:
     selection.mkdir()
     chosen = pq.read_table(raw / "raw-000000.parquet", columns=["crop_offset", "crop_size"])
     pq.write_table(chosen.append_column("class_index", pa.array([0, 1] * 4, pa.int32())), selection / "raw-000000.parquet")
-    stream = CropStream(selection, raw, input_px=112, batch_size=4, seed=0, shuffle_buffer=100, cache_bytes=0)
-    assert len(list(stream.batches(0))) == 2
+    stream = CropStream(SampleOrder(selection, batch_size=4, seed=0, shuffle_buffer=100), raw, input_px=112, cache_bytes=0)
+    assert len(list(stream.batches(1))) == 2
     clean = tmp_path / "clean"
     clean.mkdir()
     rows = [{"class_index": 0, "identity": "Ada", "samples": 4}, {"class_index": 1, "identity": "Bob", "samples": 4}]

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +18,6 @@ from pipeline.config import Config, load
 from pipeline.embed import embed, read_embeddings
 from pipeline.errors import BadCheckpoint, BadConfig, BadCrawl
 from pipeline.ingest import ingest
-from pipeline.loading import CropStream
 from pipeline.models import load_into, load_tensors, pick_device
 from pipeline.receipts import run_stage
 from pipeline.train import held_out, is_held_out, read_classes, train
@@ -36,34 +34,6 @@ def raw(tiny_crawl: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("train") / "raw"
     ingest(tiny_crawl[0], folder, config())
     return folder
-
-
-def selection(raw: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for number, path in enumerate(sorted(raw.glob("raw-*.parquet"))):
-        rows = pq.read_table(path, filters=[("status", "=", "ok")])
-        chosen = pa.table(
-            {
-                "crop_offset": rows["crop_offset"],
-                "crop_size": rows["crop_size"],
-                "class_index": pa.array([number] * rows.num_rows, pa.int32()),
-            }
-        )
-        pq.write_table(chosen, folder / path.name)
-    return folder
-
-
-@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
-def test_an_epoch_has_every_sample_once_and_may_be_begun_anywhere(raw: Path, tmp_path: Path, cache_bytes: int) -> None:
-    stream = CropStream(selection(raw, tmp_path / "s"), raw, input_px=16, batch_size=7, seed=1, shuffle_buffer=30, cache_bytes=cache_bytes)
-    whole = list(stream.batches(0))
-    assert len(whole) == stream.steps_per_epoch == stream.samples // 7
-    later = list(stream.batches(0, skip=5))
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[5:], later, strict=True))
-    seen = Counter(bytes(image.numpy().tobytes()) for images, _ in whole for image in images)
-    assert len(seen) > 0.9 * 7 * len(whole), "no sample is drawn twice (planted copies apart)"
-    other = list(stream.batches(1))
-    assert not torch.equal(torch.cat([index for _, index in whole]), torch.cat([index for _, index in other]))
 
 
 def test_classes_are_sorted_and_leave_out_the_held_out(raw: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline import audit, tables
 from pipeline.config import Config, IngestConfig
 from pipeline.embed import _embed_shard
+from pipeline.embedders import Embedder
 from pipeline.errors import BadShard
 from pipeline.export import _CleanPart, export_shard
 from pipeline.ingest import ingest
@@ -186,8 +187,11 @@ def test_no_stage_learns_from_a_damaged_shard(
     damage(raw)
     with pytest.raises(BadShard, match=message):
         _select(raw, None, None, tmp_path, tmp_path / "selection", CONFIG)
+    never = Embedder(
+        name="none", kind="torch", sha256="", input_px=112, dim=8, embed=lambda images: torch.zeros(len(images), 8), module=None
+    )
     with pytest.raises(BadShard, match=message):
-        _embed_shard(raw / "raw-000000", tmp_path / "out.parquet", torch.nn.Identity(), 112, torch.device("cpu"), 8)
+        _embed_shard(raw / "raw-000000", tmp_path / "out.parquet", never, 8)
     assert not (tmp_path / "out.parquet").exists()
 
 

@@ -16,7 +16,7 @@ def normalize(vectors: Tensor) -> Tensor:
     """Unit vectors `x / |x|` along the last axis, float32 or wider. A zero vector stays zero (90 degrees to anything); NaN stays NaN."""
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
     length = wide.norm(dim=-1, keepdim=True)
-    return torch.where(length == 0, torch.zeros_like(wide), wide / length.clamp_min(torch.finfo(wide.dtype).tiny))
+    return wide / length.masked_fill(length == 0, 1.0)
 
 
 def cosine(a_ND: Tensor, b_MD: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from arcface_core.angles import angle_deg, cosine, normalize, rowwise_cosine
+from arcface_core.angles import angle_deg, cosine, normalize
 
 _FLOATS_PER_GROUP = 1 << 21  # what stays in a cache does not wait for memory
 
@@ -37,15 +37,14 @@ def subcenter_angles(embeddings_ND: Tensor, class_index_N: Tensor, centers_CKD: 
     Raises ValueError when a class index has no row in `centers`.
     """
     _check_part(embeddings_ND, class_index_N, centers_CKD)
-    angle_NK = torch.full((len(embeddings_ND), centers_CKD.shape[1]), torch.nan, device=embeddings_ND.device)
-    angle_NK = angle_NK.to(torch.promote_types(torch.float32, embeddings_ND.dtype))
+    dtype = torch.promote_types(torch.float32, embeddings_ND.dtype)
+    angle_NK = torch.full((len(embeddings_ND), centers_CKD.shape[1]), torch.nan, device=embeddings_ND.device, dtype=dtype)
+    length_CK = _lengths(centers_CKD)
     for identity_G, rows_Gn in groups_of_one_size(class_index_N, embeddings_ND.shape[1]):
-        samples_GnD, centers_GKD = _rows(embeddings_ND, rows_Gn).to(angle_NK.dtype), normalize(centers_CKD[identity_G]).to(angle_NK.dtype)
-        # The cosine is divided by the length afterwards: unit copies of all embeddings would double what memory has to move.
-        length_Gn1 = samples_GnD.norm(dim=2, keepdim=True)
-        cos_GnK = (samples_GnD @ centers_GKD.mT) / length_Gn1
-        there_GnK = (length_Gn1.isfinite() & (length_Gn1 > 0)) & _has_direction(centers_GKD)[:, None]
-        angle_NK[rows_Gn] = angle_deg(cos_GnK).masked_fill(~there_GnK, torch.nan)
+        samples_GnD, centers_GKD = _rows(embeddings_ND, rows_Gn).to(dtype), _rows(centers_CKD, identity_G[:, None])[:, 0].to(dtype)
+        # The product is divided by the lengths afterwards: unit copies of all embeddings would double what memory has to move.
+        lengths_GnK = _lengths(samples_GnD)[:, :, None] * length_CK[identity_G][:, None].to(dtype)
+        angle_NK[rows_Gn] = angle_deg((samples_GnD @ centers_GKD.mT) / lengths_GnK)
     return angle_NK
 
 
@@ -53,7 +52,7 @@ def _rows(embeddings_ND: Tensor, rows_Gn: Tensor) -> Tensor:
     """`embeddings[rows]`, without a copy where the rows stand together, as they do in a crawl of a folder per person."""
     first, count = int(rows_Gn[0, 0]), rows_Gn.numel()
     together = int(rows_Gn[-1, -1]) == first + count - 1 and bool((rows_Gn.flatten().diff() == 1).all())
-    return embeddings_ND[first : first + count].view(*rows_Gn.shape, -1) if together else embeddings_ND[rows_Gn]
+    return embeddings_ND[first : first + count].view(*rows_Gn.shape, *embeddings_ND.shape[1:]) if together else embeddings_ND[rows_Gn]
 
 
 def groups_of_one_size(class_index_N: Tensor, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -89,10 +88,14 @@ def angle_of(angle_NK: Tensor, index_N: Tensor) -> Tensor:
 
 def angle_to(embeddings_ND: Tensor, class_index_N: Tensor, centers_CD: Tensor) -> Tensor:
     """Angle in degrees [N], in [0, 180], between sample i and `centers[class_index[i]]`. NaN where either has no direction or the index is -1."""
-    missing_N = class_index_N < 0
-    center_ND = centers_CD[class_index_N.clamp_min(0)]
-    missing_N = missing_N | ~_has_direction(embeddings_ND) | ~_has_direction(center_ND)
-    return angle_deg(rowwise_cosine(embeddings_ND, center_ND)).masked_fill(missing_N, torch.nan)
+    dtype = torch.promote_types(torch.float32, embeddings_ND.dtype)
+    cos_N = torch.empty(len(embeddings_ND), device=embeddings_ND.device, dtype=dtype)
+    length_C = _lengths(centers_CD).to(dtype)
+    for first in range(0, len(cos_N), rows := max(1, _FLOATS_PER_GROUP // max(1, centers_CD.shape[1]))):
+        part_RD, index_R = embeddings_ND[first : first + rows].to(dtype), class_index_N[first : first + rows].clamp_min(0)
+        product_R = (part_RD * centers_CD[index_R].to(dtype)).sum(dim=1)
+        cos_N[first : first + rows] = product_R / (_lengths(part_RD) * length_C[index_R])
+    return angle_deg(cos_N).masked_fill(class_index_N < 0, torch.nan)
 
 
 def vote(nearest_N: Tensor, class_index_N: Tensor, num_classes: int, num_subcenters: int) -> Tensor:
@@ -178,7 +181,13 @@ def cluster_centers(embeddings_ND: Tensor, num_subcenters: int, *, iterations: i
 
 def _has_direction(vectors_ND: Tensor) -> Tensor:
     """True for the rows that are finite and not zero."""
-    return vectors_ND.isfinite().all(dim=-1) & (vectors_ND != 0).any(dim=-1)
+    return ~_lengths(vectors_ND).isnan()
+
+
+def _lengths(vectors_ND: Tensor) -> Tensor:
+    """Length of each row, float32 or wider; NaN where it gives no direction: zero, not finite, or beyond what the type can hold."""
+    length_N = vectors_ND.norm(dim=-1, dtype=torch.promote_types(torch.float32, vectors_ND.dtype))
+    return length_N.masked_fill((length_N == 0) | ~length_N.isfinite(), torch.nan)
 
 
 def _check_part(embeddings_ND: Tensor, class_index_N: Tensor, centers: Tensor) -> None:

@@ -17,6 +17,7 @@ __all__ = ["BACKENDS", "NeighborIndex", "top_k"]
 
 BACKENDS = ("auto", "exact", "faiss", "ivf")
 _QUERIES_PER_BLOCK, _KEYS_PER_BLOCK = 1024, 16384  # 64 MiB of cosines at a time
+_QUERIES_PER_PART = 1 << 14  # so that copies of the queries stay small
 _SMALL_PROBLEM = 1 << 26  # cosines; below it a faiss index costs more to build than it saves
 _MANY_KEYS = 8_192  # above it an exhaustive search costs more than all the rest of an isolation
 _RECALL_QUERIES, _RECALL_K = 256, 5
@@ -65,15 +66,19 @@ class NeighborIndex:
             )
         if not 1 <= k <= self._count:
             raise ValueError(f"k must be in 1..{self._count}, the number of keys, got {k}: ask for fewer neighbours")
-        answers_N = queries_ND.isfinite().all(dim=1)
-        unit_ND = normalize(queries_ND.where(answers_N[:, None], torch.zeros_like(queries_ND))).float()
+        parts = [self._search(part_BD, k) for part_BD in torch.split(queries_ND, _QUERIES_PER_PART)]  # of none, one empty part
+        return torch.cat([cos for cos, _ in parts]), torch.cat([index for _, index in parts])
+
+    def _search(self, queries_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        answers_B = queries_BD.isfinite().all(dim=1)
+        unit_BD = normalize(queries_BD.where(answers_B[:, None], torch.zeros_like(queries_BD))).float()
         if self._index is None:
-            cos_Nk, index_Nk = _exact(unit_ND, self._keys_MD, k)
+            cos_Bk, index_Bk = _exact(unit_BD, self._keys_MD, k)
         else:
-            found = self._index.search(unit_ND.cpu().contiguous().numpy(), k)
-            cos_Nk, index_Nk = (torch.from_numpy(part).to(queries_ND.device) for part in found)
-        nothing_Nk = ~answers_N[:, None].expand_as(index_Nk) | (index_Nk < 0)
-        return cos_Nk.clamp(-1.0, 1.0).masked_fill(nothing_Nk, torch.nan), index_Nk.masked_fill(nothing_Nk, -1)
+            found = self._index.search(unit_BD.cpu().contiguous().numpy(), k)
+            cos_Bk, index_Bk = (torch.from_numpy(part).to(queries_BD.device) for part in found)
+        nothing_Bk = ~answers_B[:, None].expand_as(index_Bk) | (index_Bk < 0)
+        return cos_Bk.clamp(-1.0, 1.0).masked_fill(nothing_Bk, torch.nan), index_Bk.masked_fill(nothing_Bk, -1)
 
     def _measured_recall(self) -> float:
         step = max(1, self._count // _RECALL_QUERIES)

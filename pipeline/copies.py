@@ -49,16 +49,15 @@ def find_copies(
     near_deg              a sample this near to another identity's consensus is compared with that identity's samples
     duplicate_angle_deg   two samples within this angle (inclusive) are one photograph; the nearest one counts
     """
-    folder.mkdir(exist_ok=True)
     buckets = gathered.buckets
-    with BucketWriter(folder, buckets.bucket_of_C, buckets.count) as writer:
-        for stem in stems:
-            table = pq.read_table(evidence / f"{stem}.parquet", columns=["other_identity", "other_angle_deg"])
-            near_N = table["other_angle_deg"].to_numpy() <= near_deg
-            if near_N.any():
-                class_N = np.array([gathered.identities.index.get(name, 0) for name in table["other_identity"].to_pylist()], np.int64)
-                row_N = np.arange(buckets.first_row[stem], buckets.first_row[stem] + table.num_rows)
-                writer.add(row_N[near_N], class_N[near_N], read_embeddings(embeddings / f"{stem}.parquet")[3][near_N])
+    writer = BucketWriter(folder, buckets.bucket_of_C, buckets.count)
+    for stem in stems:
+        table = pq.read_table(evidence / f"{stem}.parquet", columns=["other_identity", "other_angle_deg"])
+        near_N = table["other_angle_deg"].to_numpy() <= near_deg
+        if near_N.any():
+            class_N = np.array([gathered.identities.index.get(name, 0) for name in table["other_identity"].to_pylist()], np.int64)
+            row_N = np.arange(buckets.first_row[stem], buckets.first_row[stem] + table.num_rows)
+            writer.add(row_N[near_N], class_N[near_N], read_embeddings(embeddings / f"{stem}.parquet")[3][near_N])
     samples = max(1, buckets.samples)
     copy_N = np.memmap(folder / "copy", np.int64, "w+", shape=(samples,))
     copy_N[:] = -1

@@ -33,7 +33,7 @@ from pipeline.models import pick_device, save_tensors
 from pipeline.proposals import overlapping, write_proposals
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
 
-VERSION = 3
+VERSION = 4
 SWEEP_DEG = range(60, 91)
 LEAST_HELD_OUT = 200
 """Samples of held-out identities from which their noise rate counts."""

@@ -16,7 +16,11 @@ from torch import Tensor
 __all__ = [
     "OperatingPoint",
     "VerificationAccuracy",
+    "allowed_impostors",
     "auroc",
+    "checked_scores",
+    "equal_error_rate",
+    "fold_correct",
     "genuine_impostor_pairs",
     "kfold_accuracy",
     "roc_points",
@@ -69,7 +73,7 @@ def kfold_accuracy(scores_N: Tensor, genuine_N: Tensor, *, folds: int = 10, step
     Raises ValueError: fewer pairs than folds, no genuine or no impostor pair, NaN, or scores that are no cosines.
     Source: LFW view 2; insightface `eval/verification.py`, which thresholds squared distances `2 - 2 cos` in steps of 0.01 instead.
     """
-    scores, genuine = _checked(scores_N, genuine_N)
+    scores, genuine = checked_scores(scores_N, genuine_N)
     if not 2 <= folds <= len(scores):
         raise ValueError(f"folds must be in 2..{len(scores)}, the number of pairs, got {folds}: use fewer folds or more pairs")
     if not 0.0 < step <= 1.0:
@@ -86,6 +90,12 @@ def kfold_accuracy(scores_N: Tensor, genuine_N: Tensor, *, folds: int = 10, step
     return VerificationAccuracy(float(accuracy_F.mean()), float(accuracy_F.std(correction=0)), accuracy_F, threshold_M[best_F])
 
 
+def fold_correct(scores_N: Tensor, genuine_N: Tensor, thresholds_F: Tensor) -> Tensor:
+    """Whether each pair is judged rightly at its fold's threshold (of `kfold_accuracy`), bool [N]; its mean over equal folds is the accuracy."""
+    parts = zip(scores_N.double().tensor_split(len(thresholds_F)), genuine_N.tensor_split(len(thresholds_F)), thresholds_F, strict=True)
+    return torch.cat([(scores >= threshold) == genuine for scores, genuine, threshold in parts])
+
+
 def tar_at_far(scores_N: Tensor, genuine_N: Tensor, fars: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4)) -> list[OperatingPoint]:
     """Share of genuine pairs accepted at each false accept rate, exact; see OperatingPoint.
 
@@ -95,15 +105,16 @@ def tar_at_far(scores_N: Tensor, genuine_N: Tensor, fars: Sequence[float] = (1e-
     Raises ValueError: a rate outside 0..1, no genuine or no impostor pair, or NaN.
     Source: of the interval, Wilson, JASA 1927. IJB scripts take the nearest rate, which is unstable where few impostors pass.
     """
-    scores, genuine = _checked(scores_N, genuine_N)
-    observed = torch.unique(scores)
-    genuine_sorted, impostor_sorted = scores[genuine].sort().values, scores[~genuine].sort().values
+    scores, genuine = checked_scores(scores_N, genuine_N)
+    genuine_sorted, impostors = scores[genuine].sort().values, scores[~genuine]
+    allowed_F = [allowed_impostors(far, len(impostors)) for far in fars]
+    highest = impostors.topk(min(max(allowed_F, default=0) + 1, len(impostors))).values.flip(0)  # rising
     points = []
-    for far in fars:
-        allowed = _allowed(far, len(impostor_sorted))
-        first = 0 if allowed == len(impostor_sorted) else int(torch.searchsorted(observed, impostor_sorted[-1 - allowed], right=True))
-        threshold = float(observed[first]) if first < len(observed) else math.inf
-        accepted, passed = _count_from(genuine_sorted, threshold), _count_from(impostor_sorted, threshold)
+    for far, allowed in zip(fars, allowed_F, strict=True):
+        refused = float(highest[-1 - allowed]) if allowed < len(impostors) else -math.inf
+        above = [part[at] for part in (genuine_sorted, highest) if (at := int(torch.searchsorted(part, refused, right=True))) < len(part)]
+        threshold = float(min(above)) if above else math.inf
+        accepted, passed = _count_from(genuine_sorted, threshold), _count_from(highest, threshold)
         low, high = wilson(accepted, len(genuine_sorted))
         points.append(OperatingPoint(float(far), threshold, accepted / len(genuine_sorted), passed, low, high, allowed >= 1))
     return points
@@ -114,11 +125,21 @@ def auroc(scores_N: Tensor, positive_N: Tensor) -> float:
 
     Raises ValueError: no positive or no negative, or NaN. Source: Mann and Whitney 1947.
     """
-    scores, positive = _checked(scores_N, positive_N, names=("positive", "negative"))
+    scores, positive = checked_scores(scores_N, positive_N, names=("positive", "negative"))
     negatives = scores[~positive].sort().values
     below = torch.searchsorted(negatives, scores[positive]).sum()
     not_above = torch.searchsorted(negatives, scores[positive], right=True).sum()
     return int(below + not_above) / (2 * len(negatives) * int(positive.sum()))
+
+
+def equal_error_rate(scores_N: Tensor, genuine_N: Tensor) -> float:
+    """Where the shares of impostors accepted and of genuine pairs refused are nearest to each other: their mean there, 0..1, lower = better.
+
+    Over all thresholds, one per distinct score and one above; of equally near ones the highest. Raises ValueError: as `roc_points`.
+    """
+    far_M, tar_M = roc_points(scores_N, genuine_N)
+    at = int((far_M - (1 - tar_M)).abs().argmin())
+    return float(far_M[at] + 1 - tar_M[at]) / 2
 
 
 def roc_points(scores_N: Tensor, genuine_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +147,7 @@ def roc_points(scores_N: Tensor, genuine_N: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises ValueError: no genuine or no impostor pair, or NaN.
     """
-    scores, genuine = _checked(scores_N, genuine_N)
+    scores, genuine = checked_scores(scores_N, genuine_N)
     level, place_N = torch.unique(scores, return_inverse=True)
     rates = []
     for chosen in (~genuine, genuine):
@@ -188,7 +209,8 @@ def _spread_over_identities(available_C: NDArray[np.int64], wanted: int, rng: np
     return rng.permutation(np.concatenate(drawn))
 
 
-def _checked(scores_N: Tensor, genuine_N: Tensor, names: tuple[str, str] = ("genuine", "impostor")) -> tuple[Tensor, Tensor]:
+def checked_scores(scores_N: Tensor, genuine_N: Tensor, names: tuple[str, str] = ("genuine", "impostor")) -> tuple[Tensor, Tensor]:
+    """(scores, genuine) on the CPU, scores in float64. Raises ValueError: other shapes or types, NaN, or none of one kind."""
     if scores_N.ndim != 1 or scores_N.shape != genuine_N.shape or genuine_N.dtype != torch.bool:
         got = f"{tuple(scores_N.shape)} and {genuine_N.dtype} {tuple(genuine_N.shape)}"
         raise ValueError(f"scores must be [N] and {names[0]} bool [N], one of each per pair, got {got}")
@@ -211,7 +233,7 @@ def _count_from(ascending: Tensor, threshold: float) -> int:
     return len(ascending) - int(torch.searchsorted(ascending, threshold))
 
 
-def _allowed(far: float, impostors: int) -> int:
+def allowed_impostors(far: float, impostors: int) -> int:
     """Largest k with `k / impostors <= far`, compared as divided: `floor(0.29 * 100)` would be 28."""
     if not 0.0 <= far <= 1.0:
         raise ValueError(f"a false accept rate is a share in 0..1, got {far}")

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from arcface_core.angles import rowwise_cosine
 from arcface_core.protocols import PROTOCOLS
-from arcface_core.protocols.verification import auroc, genuine_impostor_pairs, kfold_accuracy, roc_points, tar_at_far
+from arcface_core.protocols.verification import (
+    auroc,
+    equal_error_rate,
+    fold_correct,
+    genuine_impostor_pairs,
+    kfold_accuracy,
+    roc_points,
+    tar_at_far,
+)
 
 LFW = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -146,18 +154,38 @@ def test_roc_points_by_hand_and_no_skill_is_one_half() -> None:
     assert auroc(torch.zeros(7), torch.arange(7) < 3) == 0.5
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 10_000), st.sampled_from([None, 1]))
+def test_equal_error_rate_equals_plain_loops(count: int, seed: int, decimals: int | None) -> None:
+    scores, genuine = scored(count, seed, decimals)
+    own, others = scores[genuine].tolist(), scores[~genuine].tolist()
+    best = (2.0, 0.0)
+    for threshold in [math.inf, *sorted(set(scores.tolist()), reverse=True)]:
+        far = sum(score >= threshold for score in others) / len(others)
+        frr = sum(score < threshold for score in own) / len(own)
+        if abs(far - frr) < best[0] - 1e-12:
+            best = (abs(far - frr), (far + frr) / 2)
+    assert equal_error_rate(scores, genuine) == pytest.approx(best[1], abs=1e-9)
+
+
+def test_pairs_judged_rightly_are_those_of_the_accuracy() -> None:
+    scores, genuine = scored(200, seed=5)
+    found = kfold_accuracy(scores, genuine)
+    assert float(fold_correct(scores, genuine, found.thresholds).double().mean()) == pytest.approx(found.mean, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_refuses_what_it_cannot_measure(name: str) -> None:
     protocol = PROTOCOLS[name]
-    scores, genuine = scored(30)
+    scores, genuine = scored(200)
     protocol(scores.float(), genuine)
-    with pytest.raises(ValueError, match="1 of 30 scores are NaN"):
-        protocol(torch.where(torch.arange(30) == 4, torch.nan, scores), genuine)
-    for same in (torch.zeros(30, dtype=torch.bool), torch.ones(30, dtype=torch.bool)):
+    with pytest.raises(ValueError, match="1 of 200 scores are NaN"):
+        protocol(torch.where(torch.arange(200) == 4, torch.nan, scores), genuine)
+    for same in (torch.zeros(200, dtype=torch.bool), torch.ones(200, dtype=torch.bool)):
         with pytest.raises(ValueError, match="at least one of each"):
             protocol(scores, same)
     for wrong in (genuine[1:], genuine.long()):
-        with pytest.raises(ValueError, match=r"one of each per pair, got \(30,\)"):
+        with pytest.raises(ValueError, match=r"one of each per pair, got \(200,\)"):
             protocol(scores, wrong)
 
 

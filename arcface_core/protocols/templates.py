@@ -1,0 +1,137 @@
+"""Templates of many images, as IJB-B and IJB-C, YouTube Faces and any set of videos compare them.
+
+An IJB template is a set of images and video frames of one person. Frames of one video (a medium) are averaged, media are summed, the sum is normalised,
+and templates are compared by cosine. Before that an image may count by the norm of its feature (N) and by its detector's score (D), and its feature is that of
+the picture plus that of its mirror image, or of the picture alone (F). The modes are named as in insightface's `eval_ijbc.py`: N1 keeps the norm, N0 takes it
+out. (`ijb_evals.py` of the same repository calls these N0 and N1.)
+Source: Xie and Zisserman, "Multicolumn Networks for Face Recognition", 2018; insightface `eval_ijbc.py`. The ArcFace paper's text says only "feature centre".
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arcface_core.angles import normalize
+
+__all__ = ["Templates", "group_means", "image_features", "mode_name", "pair_cosines", "pooled_templates"]
+
+_ROWS = 16_384  # summed at a time
+_SCORES = 1 << 23  # cosines held at a time
+_SPARSE = 24  # from this many cosines per pair on, rows are compared one by one
+
+
+class Templates(NamedTuple):
+    """`vectors_TD`, unit rows, float32, of the templates `ids_T`, int64, rising. A template without any feature is a zero row."""
+
+    ids_T: Tensor
+    vectors_TD: Tensor
+
+
+def mode_name(*, keep_norm: bool, detector_scores: bool, mirrored: bool) -> str:
+    """`N1D1F2` and the like, in the words of `eval_ijbc.py`: F2 adds the mirror image, F0 leaves it out."""
+    return f"N{int(keep_norm)}D{int(detector_scores)}F{2 if mirrored else 0}"
+
+
+def image_features(feature_ND: Tensor, *, keep_norm: bool = True, detector_N: Tensor | None = None) -> Tensor:
+    """What each image adds to its template [N, D]: its feature, or with `keep_norm` False its unit vector, times its detector's score where given.
+
+    Raises ValueError: shapes that disagree, or scores that are negative or not finite.
+    """
+    if feature_ND.ndim != 2 or (detector_N is not None and detector_N.shape != feature_ND.shape[:1]):
+        got = None if detector_N is None else tuple(detector_N.shape)
+        raise ValueError(f"features must be [N, D] and scores [N], got {tuple(feature_ND.shape)} and {got}")
+    if detector_N is not None and not bool((detector_N.isfinite() & (detector_N >= 0)).all()):
+        raise ValueError("a detector's score is finite and not negative: check the last column of the image list")
+    kept = feature_ND.float() if keep_norm else normalize(feature_ND)
+    return kept if detector_N is None else kept * detector_N[:, None].to(kept)
+
+
+def pooled_templates(feature_ND: Tensor, template_N: Tensor, media_N: Tensor) -> Templates:
+    """Templates of images: the mean over the frames of each medium of a template, summed over media, normalised.
+
+    `sum_i f_i / n(template_i, media_i)`, so one weighted sum in float64, and neither templates nor media are visited one by one. The same medium in two
+    templates is two media. Raises ValueError: shapes that disagree, no image, or a feature that is not finite.
+    """
+    if feature_ND.ndim != 2 or not template_N.shape == media_N.shape == feature_ND.shape[:1] or len(feature_ND) == 0:
+        got = f"{tuple(feature_ND.shape)}, {tuple(template_N.shape)} and {tuple(media_N.shape)}"
+        raise ValueError(f"features must be [N, D], templates and media [N], N at least 1; got {got}")
+    ids_T, place_N = np.unique(template_N.cpu().numpy(), return_inverse=True)
+    _, medium_N = np.unique(media_N.cpu().numpy(), return_inverse=True)
+    _, group_N, size = np.unique(place_N * (int(medium_N.max()) + 1) + medium_N, return_inverse=True, return_counts=True)
+    summed_TD = _weighted_sums(feature_ND, torch.from_numpy(place_N), torch.from_numpy(1.0 / size[group_N]), len(ids_T))
+    return Templates(torch.from_numpy(ids_T), normalize(summed_TD).float())
+
+
+def group_means(feature_ND: Tensor, group_N: Tensor, groups: int) -> Tensor:
+    """Unit vectors [groups, D]: the normalised mean of the features of each group, as a video of YouTube Faces is the mean of its frames.
+
+    Groups are numbered from 0; raises ValueError for one without a feature, or a feature that is not finite.
+    """
+    count_G = torch.bincount(group_N, minlength=groups)
+    if len(count_G) != groups or bool((count_G == 0).any()):
+        raise ValueError(f"every one of the {groups} groups needs a feature: {int((count_G == 0).sum())} have none")
+    return normalize(_weighted_sums(feature_ND, group_N, 1.0 / count_G[group_N].double(), groups)).float()
+
+
+def pair_cosines(templates: Templates, left_M: Tensor, right_M: Tensor) -> Tensor:
+    """Cosine, float32 [M], of template `left_M[i]` with template `right_M[i]`, both ids of templates.
+
+    All left templates of the pairs with all right ones, block by block, of which the wanted are picked, unless pairs are few among these.
+    Raises ValueError naming the first ids that have no template.
+    """
+    lefts, left = _places(templates.ids_T, left_M)
+    rights, right = _places(templates.ids_T, right_M)
+    vectors = templates.vectors_TD
+    cos_M = torch.empty(len(left), dtype=torch.float32)
+    if len(lefts) * len(rights) > _SPARSE * len(left):
+        step = max(1, _SCORES // vectors.shape[1])
+        for start in range(0, len(left), step):
+            part = slice(start, start + step)
+            cos_M[part] = (vectors[lefts[left[part]]] * vectors[rights[right[part]]]).sum(1).cpu()
+        return cos_M.clamp_(-1.0, 1.0)
+    step = max(1, _SCORES // len(rights))
+    block_M = (left // step).numpy()
+    order = torch.from_numpy(np.argsort(block_M.astype(np.uint16) if block_M.max() < 1 << 16 else block_M, kind="stable"))
+    ends = np.cumsum(np.bincount(block_M))
+    right_vectors = vectors[rights]
+    for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        rows = order[start:end]
+        cos = vectors[lefts[number * step : (number + 1) * step]] @ right_vectors.mT
+        cos_M[rows] = cos.reshape(-1)[(left[rows] - number * step) * len(rights) + right[rows]].cpu()
+    return cos_M.clamp_(-1.0, 1.0)
+
+
+def _places(ids_T: Tensor, wanted_M: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows of `ids_T` that occur among the wanted, and which of these each wanted one is)."""
+    wanted: NDArray[np.int64] = wanted_M.cpu().numpy()
+    low, high = (int(ids_T[0]), int(ids_T[-1])) if len(ids_T) else (0, -1)
+    place_of = np.full(high - low + 1, -1) if high - low < 1 << 26 else None  # ids of IJB are small numbers
+    if place_of is not None:
+        place_of[ids_T.numpy() - low] = np.arange(len(ids_T))
+        inside = (wanted >= low) & (wanted <= high)
+        place = np.where(inside, place_of[np.where(inside, wanted - low, 0)], -1)
+    else:
+        place = np.searchsorted(ids_T.numpy(), wanted).clip(max=len(ids_T) - 1)
+        place = np.where(ids_T.numpy()[place] == wanted, place, -1)
+    if (place < 0).any():
+        lacking = np.unique(wanted[place < 0])
+        raise ValueError(
+            f"{len(lacking)} templates of the pairs have no image ({', '.join(map(str, lacking[:3]))} ...): the pair list is of another set"
+        )
+    used = np.zeros(len(ids_T), bool)
+    used[place] = True
+    return torch.from_numpy(np.flatnonzero(used)), torch.from_numpy((np.cumsum(used) - 1)[place])
+
+
+def _weighted_sums(feature_ND: Tensor, place_N: Tensor, weight_N: Tensor, count: int) -> Tensor:
+    sums = torch.zeros(count, feature_ND.shape[1], dtype=torch.float64)
+    for start in range(0, len(feature_ND), _ROWS):
+        part = slice(start, start + _ROWS)
+        rows = feature_ND[part].cpu().double()
+        if not bool(rows.isfinite().all()):
+            raise ValueError(f"features {start}..{start + len(rows) - 1} hold NaN or infinity: the backbone failed on one of these images")
+        sums.index_add_(0, place_N[part], rows * weight_N[part, None])
+    return sums

@@ -196,12 +196,15 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """How much the audit page shows."""
+    """How much the audit pages show. Every identity is in their list."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    identities: Count = 24
-    faces: Count = 16
-    """Kept and dropped faces shown per identity, each."""
+    identities: Annotated[int, Field(ge=0)] = 2000
+    """Identities whose page with faces is drawn beforehand, the noisiest first. `purify review` draws any other when it is asked for."""
+    faces: Annotated[int, Field(ge=1, le=512)] = 16
+    """Kept and removed faces shown per identity, each."""
+    inversions: Annotated[int, Field(ge=0)] = 24
+    """Identities for which the face that the network imagines is drawn, the noisiest first."""
     inversion_steps: Annotated[int, Field(ge=0)] = 400
     """Gradient steps of the inversion; 0 leaves it out."""
 

@@ -363,7 +363,7 @@ RUN/
   forgotten/        a Parquet file of keyed hashes per `purify forget`, and their key
   clean/            clean-000000.tar, its twin ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
   evaluation/       metrics.parquet, roc.parquet
-  audit/            index.html and images/: opens from disk, without a network
+  audit/            index.html, identity.html, data/, sheets/, inversions/: opens from disk, without a network
 ```
 
 Every folder is written as `.<name>.partial-<fingerprint>`, sealed by `_receipt.json`, and renamed: it is complete, or it is not there.

@@ -35,6 +35,7 @@ OPTIONS = [
     "evaluate.pairs=60",
     "evaluate.folds=5",
     "audit.identities=3",
+    "audit.inversions=3",
     "audit.inversion_steps=3",
     "ingest.samples_per_shard=40",
     "export.samples_per_shard=25",
@@ -114,11 +115,9 @@ def test_clean_shards_hold_exactly_what_was_kept_and_bare_webdataset_reads_them(
 def test_the_page_and_the_evaluation_are_there(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     _, run, _ = finished
     page = (run / "audit" / "index.html").read_text()
-    assert (
-        "<svg" in page
-        and "http://" not in page.replace("http://www.w3.org", "")
-        and len(list((run / "audit" / "images").glob("*.png"))) == 3
-    )
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert len(list((run / "audit" / "inversions").glob("*.png"))) == 3
+    assert len(list((run / "audit" / "sheets").glob("*/*.jpg"))) == 3
     metrics = pq.read_table(run / "evaluation" / "metrics.parquet").to_pandas()
     assert set(metrics["backbone"]) == {"round-1", "round-2"} and set(metrics["dataset"]) >= {"held-out"}
 
@@ -304,7 +303,8 @@ def test_a_person_is_forgotten_and_the_flow_goes_on(
     assert "forgotten" in said("report", str(run), "summary")
     said("export", str(run))
     assert len(manifest(run)) == len(manifest(finished[1])) and name not in set(manifest(run)["identity"])
-    assert name not in (run / "audit" / "index.html").read_text()
+    texts = [path.read_text() for path in (run / "audit").rglob("*") if path.suffix in {".js", ".html"}]
+    assert len(texts) >= 4 and not any(json.dumps(name) in text for text in texts)
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,9 @@ class Planted:
     other_identity: str | None = None
     other_angle_deg: float | None = None
     duplicate_set: str | None = None
+    near_duplicate_set: str | None = None
+    near_duplicate_of: int | None = None
+    """Position of the item that stands for this one."""
 
 
 _PROPOSAL = {"kind": "merge", "identity": "Ada", "other_identity": "Bob", "samples": 3, "other_samples": 4, "share_near": 0.9,
@@ -121,6 +124,7 @@ def _write_shard(layout: RunLayout, first: int, planted: list[Planted], rounds: 
                 "status": item.status,
                 "status_detail": None if item.status == "ok" else "planted",
                 "duplicate_set": item.duplicate_set,
+                "near_duplicate_set": item.near_duplicate_set,
             }
             items.append(base | {"crop_offset": offset, "crop_size": len(content) if item.status == "ok" else None})
             evidence = {
@@ -132,6 +136,7 @@ def _write_shard(layout: RunLayout, first: int, planted: list[Planted], rounds: 
                 "other_angle_deg": item.other_angle_deg,
                 "noise_probability": None if item.angle_deg is None else 1 / (1 + math.exp((75 - item.angle_deg) / 4)),
                 "quality": 20.0,
+                "near_duplicate_of": None if item.near_duplicate_of is None else sample_id(item.identity, crop(item.near_duplicate_of)),
             }
             is_ok = item.status == "ok"
             found = {"verdict": item.verdict, "reason": item.reason}

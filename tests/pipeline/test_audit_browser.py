@@ -1,155 +1,180 @@
-"""The audit page in a real Chromium, from `file://`: every picture loads, nothing scrolls sideways, nothing is asked of the network."""
+"""The audit pages in a real Chromium, from `file://`: found, sorted, looked at, by mouse and keyboard; hostile names do nothing."""
 
-import json
-import shutil
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.audit import write_audit
+from tests.browser import Browser
 from tests.pipeline.fake_run import Planted, write_run
 from tests.pipeline.test_audit import OVERRIDE, SCRIPT, png
 
 pytestmark = pytest.mark.browser
 
-LONG = "W" * 200
+LONG = "W" * 1000
+IMG = "\"'><img src=x onerror=\"document.title='run'\">"
+NAMES = [SCRIPT, OVERRIDE, LONG, IMG, "javascript:alert(1)", "محمد علي", "Łucja Ångström", "{{ 7 * 7 }}"]
 PLANTED = [
     Planted(identity=name, angle_deg=angle, verdict=verdict, reason=reason, other_identity=other, other_angle_deg=31.0)
-    for name in (SCRIPT, OVERRIDE, LONG, "محمد علي", "Ada Lovelace")
+    for number, name in enumerate(NAMES)
     for angle, verdict, reason, other in (
         (30.0, "keep", "accepted", None),
-        (81.0, "drop", "angle", None),
-        (84.0, "relabel", "angle", LONG),
+        (81.0, "drop", "angle" if number else IMG, None),
+        (84.0, "relabel", "angle", LONG if number else IMG),
         (0.0, "review", "too_few_samples", None),
     )
 ]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
-]
-
-
-class Browser:
-    """The few commands of the W3C WebDriver protocol that we need."""
-
-    def __init__(self, url: str, profile: Path, chromium: str) -> None:
-        self._url = url
-        options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._session = "/session/" + self._send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
-
-    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, page: Path, *, width: int) -> None:
-        device = {
-            "width": width,
-            "height": 900,
-            "deviceScaleFactor": 1,
-            "mobile": False,
-        }  # a window is never below 500 px, a viewport may be
-        self.devtools("Emulation.setDeviceMetricsOverride", device)
-        self._send("POST", self._session + "/url", {"url": page.as_uri()})
-
-    def run(self, script: str) -> Any:
-        return self._send("POST", self._session + "/execute/sync", {"script": script, "args": []})
-
-    def devtools(self, command: str, params: dict[str, Any]) -> Any:
-        return self._send("POST", self._session + "/goog/cdp/execute", {"cmd": command, "params": params})
-
-    def console(self) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = self._send("POST", self._session + "/se/log", {"type": "browser"})
-        return entries
-
-    def quit(self) -> None:
-        self._send("DELETE", self._session)
+CROWD = [Planted(identity=f"Person {number:03d}", angle_deg=30.0) for number in range(60)]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed")
-    folder = tmp_path_factory.mktemp("browser")
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([driver, "--port=0"], stdout=log, stderr=log)
-    try:
-        opened = Browser(f"http://127.0.0.1:{_port(folder / 'log')}", folder / "profile", chromium)
-        yield opened
-        opened.quit()
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _port(log: Path) -> int:
-    for _ in range(100):
-        words = log.read_text().replace(".", " ").split()
-        if "port" in words and "successfully" in words:
-            return int(words[len(words) - 1 - words[::-1].index("port") + 1])
-        time.sleep(0.1)
-    raise TimeoutError(f"chromedriver did not start: {log.read_text()}")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "Bob's run #1 100%"
-    run = write_run(root, PLANTED)
-    write_audit(run, run / "audit", title=LONG, identities=9, faces=4, inversions={SCRIPT: (png(), 9.5)})
-    return run / "audit" / "index.html"
+    run = write_run(root, [*PLANTED, *CROWD])
+    write_audit(run, run / "audit", title=IMG + LONG, identities=66, faces=4, inversions={SCRIPT: (png(), 9.5)})
+    return run / "audit"
 
 
-def test_every_picture_loads_with_words_for_it(browser: Browser, page: Path) -> None:
-    browser.open(page, width=1280)
-    pictures = browser.run("return Array.from(document.images).map(i => [i.complete, i.naturalWidth, i.alt])")
-    assert len(pictures) == len(PLANTED) + 1
-    assert all(complete and width == 112 and len(alt) > 8 for complete, width, alt in pictures)
+def index(browser: Browser, pages: Path, *, width: int = 1280) -> None:
+    browser.open(pages / "index.html", width=width)
+    browser.until("return document.body.dataset.ready")
 
 
-@pytest.mark.parametrize("width", [320, 400, 800, 1600])
-def test_nothing_scrolls_sideways(browser: Browser, page: Path, width: int) -> None:
-    browser.open(page, width=width)
+def person(browser: Browser, pages: Path, number: int, *, width: int = 1280) -> None:
+    browser.open((pages / "identity.html").as_uri() + f"#n{number}", width=width)
+    browser.until(f"return document.body.dataset.ready === '{number}'")
+    browser.until("return Array.from(document.images).every(i => { i.loading = 'eager'; return i.complete })")
+
+
+def names_shown(browser: Browser) -> list[str]:
+    found: list[str] = browser.run(
+        "return Array.from(document.querySelectorAll('.rows li')).sort((a, b) => a.ariaPosInSet - b.ariaPosInSet).map(r => r.querySelector('a').textContent)"
+    )
+    return found
+
+
+def type_needle(browser: Browser, text: str) -> None:
+    browser.run("const n = document.getElementById('needle'); n.value = arguments[0]; n.dispatchEvent(new Event('input')); n.focus()", text)
+
+
+def test_the_list_is_searched_without_accents_or_case_and_only_rows_in_sight_are_drawn(browser: Browser, pages: Path) -> None:
+    index(browser, pages)
+    assert browser.run("return document.getElementById('found').textContent") == "68 identities"
+    assert len(names_shown(browser)) < 30
+    for typed, wanted in (
+        ("angstrom", ["Łucja Ångström"]),
+        ("<SCRIPT", [SCRIPT]),
+        ("person 05", [f"Person {n:03d}" for n in range(50, 60)]),
+    ):
+        type_needle(browser, typed)
+        assert names_shown(browser) == wanted
+        assert browser.run("return document.getElementById('found').textContent") == f"{len(wanted)} of 68 identities"
+    type_needle(browser, "nobody")
+    assert names_shown(browser) == []
+
+
+def test_the_list_is_sorted(browser: Browser, pages: Path) -> None:
+    index(browser, pages)
+    choose = "const o = document.getElementById('order'); o.value = arguments[0]; o.dispatchEvent(new Event('change'))"
+    browser.run(choose, "samples")
+    assert set(names_shown(browser)[:8]) >= {SCRIPT, IMG, "{{ 7 * 7 }}"}
+    browser.run(choose, "name")
+    shown = [name.lower() for name in names_shown(browser)]
+    assert shown[0].startswith("\"'><img") and shown == sorted(shown)
+
+
+def test_the_keyboard_goes_through_the_list_and_opens_an_identity(browser: Browser, pages: Path) -> None:
+    index(browser, pages)
+    focused = "return document.activeElement.textContent"
+    type_needle(browser, "person")
+    browser.press("ArrowDown", "ArrowDown")
+    assert browser.run(focused) == "Person 001"
+    browser.press("ArrowUp", "ArrowUp")
+    assert browser.run("return document.activeElement.id") == "needle"
+    browser.press("ArrowDown", "End")
+    assert browser.run(focused) == "Person 059", "rows out of sight are drawn when the keyboard gets there"
+    browser.press("ArrowUp", "ArrowUp", "Enter")
+    browser.until("return location.pathname.endsWith('/identity.html') && document.body.dataset.ready")
+    assert browser.run("return document.querySelector('h1').textContent") == "Person 057"
+
+
+def test_every_picture_of_an_identity_loads_with_words_for_it(browser: Browser, pages: Path) -> None:
+    person(browser, pages, sorted(NAMES).index(SCRIPT))
+    pictures = browser.run("return Array.from(document.images).map(i => [i.naturalWidth, i.alt])")
+    assert len(pictures) == 1 + 4 + 2, "the inversion, four faces, and the proposed relabel with the other identity's face"
+    assert all(width >= 112 and len(alt) > 8 for width, alt in pictures)
+    browser.run("const k = document.getElementById('kinds'); k.value = 'drop'; k.dispatchEvent(new Event('change'))")
+    shown = (
+        "return Array.from(document.querySelectorAll('.subcenter li')).filter(l => l.offsetParent).map(l => l.firstChild.dataset.verdict)"
+    )
+    assert browser.run(shown) == ["drop"]
+
+
+def test_an_identity_that_was_not_drawn_says_how_to_see_it(browser: Browser, pages: Path) -> None:
+    browser.open((pages / "identity.html").as_uri() + "#n67")
+    browser.until("return document.querySelector('main .empty')")
+    assert "purify review RUN" in browser.run("return document.body.innerText")
+    browser.run("location.hash = '#n9999'")
+    browser.until("return document.querySelector('h1').textContent === 'No such identity'")
+
+
+@pytest.mark.parametrize("width", [320, 380, 800, 1600])
+def test_nothing_scrolls_sideways(browser: Browser, pages: Path, width: int) -> None:
+    index(browser, pages, width=width)
     assert browser.run("return innerWidth") == width
     assert browser.run("return document.documentElement.scrollWidth") <= width
+    for number in (0, 2):
+        person(browser, pages, number, width=width)
+        assert browser.run("return document.documentElement.scrollWidth") <= width
 
 
-def test_a_hostile_name_is_read_as_text(browser: Browser, page: Path) -> None:
-    browser.open(page, width=1280)
-    headings = browser.run("return Array.from(document.querySelectorAll('h3')).map(h => h.innerText)")
-    assert SCRIPT in headings and "abc⟨U+202E⟩cba" in headings
-    assert browser.run("return document.scripts.length") == 0
-
-
-def test_nothing_is_asked_of_the_network_and_the_policy_stops_what_would(browser: Browser, page: Path) -> None:
-    browser.open(page, width=1280)
-    asked = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert all(url.startswith(page.parent.as_uri()) for url in asked)
+def test_hostile_names_are_read_as_text_and_nothing_runs(browser: Browser, pages: Path) -> None:
+    index(browser, pages)
+    shown = names_shown(browser)
+    assert {SCRIPT, "abc⟨U+202E⟩cba", IMG, "{{ 7 * 7 }}"} <= set(shown)
+    seen = set()
+    for number in range(8):
+        person(browser, pages, number)
+        seen.add(browser.run("return document.querySelector('h1').textContent"))
+        assert browser.run("return document.images.length") == 6 + (number == sorted(NAMES).index(SCRIPT))
+        assert browser.run("return document.title").endswith("· audit")
+    assert seen == {name if name != OVERRIDE else "abc⟨U+202E⟩cba" for name in NAMES}
     assert [entry["message"] for entry in browser.console()] == []
-    browser.run("document.body.append(Object.assign(new Image(), {src: 'https://example.invalid/x.png'}))")
-    assert any("Content Security Policy" in entry["message"] for entry in browser.console())
+
+
+def test_what_an_injection_would_need_is_refused(browser: Browser, pages: Path) -> None:
+    """Were a name ever taken for HTML, then: no inline script, no handler, no script of another address, no picture from the network."""
+    index(browser, pages)
+    tried: list[Any] = browser.run(
+        """const tried = []; window.hit = 0;
+        try { document.body.innerHTML += '<img src=x onerror="window.hit = 1">'; } catch (error) { tried.push(error.name); }
+        const script = document.createElement('script');
+        try { script.src = 'file:///tmp/evil.js'; } catch (error) { tried.push(error.name); }
+        try { addresses.createScriptURL('https://example.invalid/x.js'); } catch (error) { tried.push(error.name); }
+        const inline = document.createElement('div');
+        try { inline.setAttribute('onclick', 'window.hit = 3'); } catch (error) { tried.push(error.name); }
+        document.body.append(Object.assign(new Image(), {src: 'https://example.invalid/x.png'}));
+        tried.push(window.hit); return tried"""
+    )
+    assert tried == ["TypeError", "TypeError", "TypeError", "TypeError", 0]
+    assert any("https://example.invalid/x.png" in entry["message"] for entry in browser.console())
+
+
+def test_nothing_is_asked_of_the_network(browser: Browser, pages: Path) -> None:
+    browser.asked()
+    index(browser, pages)
+    person(browser, pages, sorted(NAMES).index(SCRIPT))
+    asked = browser.asked()
+    assert len(asked) >= 7 and all(url.startswith(pages.as_uri()) for url in asked)
+    assert [entry["message"] for entry in browser.console()] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(browser: Browser, page: Path, scheme: str) -> None:
+def test_text_stands_out_from_its_ground(browser: Browser, pages: Path, scheme: str) -> None:
     """WCAG 2.2 contrast of at least 4.5 for every text colour on both grounds."""
-    browser.devtools("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    browser.open(page, width=1280)
+    browser.scheme(scheme)
+    index(browser, pages)
     names = ["--ground", "--card", "--ink", "--soft", "--keep", "--drop", "--relabel", "--review"]
     values = browser.run(f"const s = getComputedStyle(document.documentElement); return {names}.map(n => s.getPropertyValue(n).trim())")
     ground, card, *texts = map(_luminance, values)

@@ -238,7 +238,13 @@ def test_no_byte_of_a_person_is_left(copied: tuple[Path, Path, str]) -> None:
     needles = Needles(run, of(run, name), name)
     needles.add_centers(run, name)
     before = needles.found(run)
-    wanted = {"raw/raw-000000.tar", "raw/raw-000000.parquet", "raw/identities.parquet", "clean/identities.parquet", "audit/index.html"}
+    wanted = {
+        "raw/raw-000000.tar",
+        "raw/raw-000000.parquet",
+        "raw/identities.parquet",
+        "clean/identities.parquet",
+        "audit/data/list-00000.js",
+    }
     wanted |= {"rounds/1/train/classes.parquet", "rounds/1/train/head.safetensors", "rounds/2/noise/centers.safetensors"}
     wanted |= {"rounds/2/noise/proposals.parquet", "protected/contamination.parquet", "raw/.raw-000000.tar.77.tmp"}
     assert before >= wanted, "what is looked for is found before"
@@ -248,7 +254,7 @@ def test_no_byte_of_a_person_is_left(copied: tuple[Path, Path, str]) -> None:
         "rounds/2/noise/raw-",
         "manifest/part-",
         "decisions/",
-        "audit/images/",
+        "audit/data/people-",
         "rounds/2/.train.",
     )
     assert all(any(found.startswith(kind) for found in before) for kind in kinds)

@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arcface_core.angles import cosine, normalize
+from arcface_core.fused import own_and_others
 from arcface_core.margins import Margin
 
 __all__ = ["SubCenterHead"]
+
+_EXACT_NATS = 50.0
+"""softplus(x) is x beyond: the difference, exp(-50), is below the spacing of float64 there."""
 
 
 class SubCenterHead(nn.Module):
@@ -34,27 +38,47 @@ class SubCenterHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_classes * num_subcenters, embedding_dim))
         nn.init.normal_(self.weight, std=0.01)
 
-    def cosines(self, features_BD: Tensor) -> Tensor:
-        """Cosine to every identity's nearest sub-center, in [-1, 1], [B, C], in float32 or wider whatever autocast says."""
+    def logits(self, features_BD: Tensor, class_index_B: Tensor) -> Tensor:
+        """`scale * cos`, [B, C], with the margin on the own identity: the definition, in B x C x K memory. `forward` gives its cross-entropy."""
         with torch.autocast(features_BD.device.type, enabled=False):
             cos_BCK = cosine(features_BD, self.weight).reshape(len(features_BD), self.num_classes, self.num_subcenters)
-            return cos_BCK.max(dim=2).values
-
-    def logits(self, features_BD: Tensor, class_index_B: Tensor) -> Tensor:
-        """`scale * cos`, [B, C], with the margin on the own identity."""
-        cos_BC = self.cosines(features_BD)
-        own_B1 = class_index_B.unsqueeze(1)
-        return self.scale * cos_BC.scatter(1, own_B1, self.margin(cos_BC.gather(1, own_B1)))
+            cos_BC = cos_BCK.max(dim=2).values
+            own_B1 = class_index_B.unsqueeze(1)
+            return self.scale * cos_BC.scatter(1, own_B1, self.margin(cos_BC.gather(1, own_B1)))
 
     def forward(self, features_BD: Tensor, class_index_B: Tensor) -> Tensor:
-        """Mean cross-entropy of the batch, in nats. Raises ValueError for a class index that the head does not have."""
-        if class_index_B.numel() and not (int(class_index_B.min()) >= 0 and int(class_index_B.max()) < self.num_classes):
-            raise ValueError(
-                f"Class indices are 0 to {self.num_classes - 1}; got {int(class_index_B.min())} to {int(class_index_B.max())}."
+        """Mean cross-entropy of the batch, in nats, float32 or wider.
+
+        Under autocast on a GPU that has bfloat16, the operands of the matrix products are rounded to it, and their sums, the margin and the softmax
+        stay float32: a cosine is then off by some 1e-4. On a CPU autocast changes nothing here. Raises ValueError for a class index that the
+        head does not have, and for no sample.
+        """
+        self._check(features_BD, class_index_B)
+        narrow = _narrow(features_BD.device)
+        with torch.autocast(features_BD.device.type, enabled=False):
+            own_B, others_B = own_and_others(
+                normalize(features_BD),
+                self.weight,
+                class_index_B,
+                num_subcenters=self.num_subcenters,
+                scale=self.scale,
+                narrow=narrow,
             )
-        return functional.cross_entropy(self.logits(features_BD, class_index_B), class_index_B)
+            return functional.softplus(others_B - self.scale * self.margin(own_B), threshold=_EXACT_NATS).mean()
+
+    def _check(self, features_BD: Tensor, class_index_B: Tensor) -> None:
+        if len(features_BD) == 0 or len(features_BD) != len(class_index_B):
+            raise ValueError(f"A batch is one class index for each of one sample or more; got {len(class_index_B)} for {len(features_BD)}.")
+        least, most = class_index_B.aminmax()
+        if not (int(least) >= 0 and int(most) < self.num_classes):
+            raise ValueError(f"Class indices are 0 to {self.num_classes - 1}; got {int(least)} to {int(most)}.")
 
     @torch.no_grad()
     def unit_centers(self) -> Tensor:
         """The sub-centers as unit rows, [C, K, D]."""
         return normalize(self.weight).reshape(self.num_classes, self.num_subcenters, -1).clone()
+
+
+def _narrow(device: torch.device) -> torch.dtype | None:
+    on_gpu = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else None

@@ -15,7 +15,7 @@ __all__ = ["angle_deg", "cos_of_deg", "cosine", "normalize", "rowwise_cosine"]
 def normalize(vectors: Tensor) -> Tensor:
     """Unit vectors `x / |x|` along the last axis, float32 or wider. A zero vector stays zero (90 degrees to anything); NaN stays NaN."""
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
-    length = wide.norm(dim=-1, keepdim=True)
+    length: Tensor = wide.norm(dim=-1, keepdim=True)
     return wide / length.masked_fill(length == 0, 1.0)
 
 

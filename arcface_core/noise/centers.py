@@ -186,7 +186,7 @@ def _has_direction(vectors_ND: Tensor) -> Tensor:
 
 def _lengths(vectors_ND: Tensor) -> Tensor:
     """Length of each row, float32 or wider; NaN where it gives no direction: zero, not finite, or beyond what the type can hold."""
-    length_N = vectors_ND.norm(dim=-1, dtype=torch.promote_types(torch.float32, vectors_ND.dtype))
+    length_N: Tensor = vectors_ND.norm(dim=-1, dtype=torch.promote_types(torch.float32, vectors_ND.dtype))
     return length_N.masked_fill((length_N == 0) | ~length_N.isfinite(), torch.nan)
 
 

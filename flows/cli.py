@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import crawls, questions, upkeep
+from flows import crawls, exports, questions, upkeep
 from pipeline.config import Config, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, located, recorded
@@ -26,6 +26,7 @@ app = App(
     help_epilogue="Try it:  purify demo        Your crawl:  purify run CRAWL RUN --preset cpu        Ask:  purify report RUN",
 )
 crawls.add_to(app)
+exports.add_to(app)
 questions.add_to(app)
 upkeep.add_to(app)
 DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]
@@ -213,24 +214,6 @@ def synthesize(
     with shown("render") as progress:
         write(settings, crawl, truth, workers=workers, on_progress=progress)
     _out.print(f"{crawl} and {truth} are written. Now: purify run {crawl} RUN --preset demo")
-
-
-@app.command
-def export(run: Path) -> None:
-    """Write manifest, clean shards and audit page anew, with the decisions that stand. Nothing is trained again.
-
-    Parameters
-    ----------
-    run:
-        The folder of a finished run.
-    """
-    from flows.purify import export as again
-    from pipeline.layout import RunLayout
-
-    if not RunLayout(run).manifest.is_dir():
-        raise BadInput(f"{run} is no finished run. Run `purify run CRAWL {run}` first.")
-    again(run)
-    _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
 
 
 def _purify(crawl: Location, run: Path, config: Config) -> dict[str, Any]:

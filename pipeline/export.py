@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 
 from pipeline import shards, tables
 from pipeline.config import Config, as_dict
-from pipeline.decisions import digest
+from pipeline.decisions import digest, read_standing
 from pipeline.duck import every, fetch, literal
 from pipeline.errors import PurifyError
 from pipeline.fanout import fan_out
+from pipeline.layout import RunLayout
 from pipeline.proven import proven_crops
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, read, run_stage, write_json
 
 VERSION = 2
 CLEAN_VERSION = 3
@@ -46,16 +47,7 @@ def write_manifest(
     """
     decided = tables.DECISIONS.empty_table() if decisions is None else decisions
     matches = pq.read_table(protected / "contamination.parquet") if protected else tables.CONTAMINATION.empty_table()
-    settings = as_dict(config.export) | {"rule": config.isolate.rule, "round": number}
-    mark = fingerprint(
-        "manifest",
-        VERSION,
-        settings,
-        raw=mark_of(raw),
-        noise=mark_of(noise),
-        decisions=digest(decided),
-        protected=mark_of(protected) if protected else "none",
-    )
+    mark = _manifest_mark(raw, noise, number, config, decided, protected)
 
     def work(folder: Path) -> Counts:
         rank = 0
@@ -78,6 +70,36 @@ def write_manifest(
         return {"items": items, **verdicts, "exported": rank}
 
     return run_stage(out, stage="manifest", mark=mark, work=work)
+
+
+def _manifest_mark(raw: Path, noise: Path, number: int, config: Config, decided: pa.Table, protected: Path | None) -> str:
+    return fingerprint(
+        "manifest",
+        VERSION,
+        as_dict(config.export) | {"rule": config.isolate.rule, "round": number},
+        raw=mark_of(raw),
+        noise=mark_of(noise),
+        decisions=digest(decided),
+        protected=mark_of(protected) if protected else "none",
+    )
+
+
+def is_current(run: RunLayout, config: Config) -> bool:
+    """True when manifest and clean shards are those of the rounds, settings and decisions that stand."""
+    protected = run.protected if config.protect.sets and config.protect.exclude else None
+    last = run.round(config.rounds)
+    mark = _manifest_mark(run.raw, last.noise, last.number, config, read_standing(run.root), protected)
+    manifest, clean = read(run.manifest), read(run.clean)
+    return (
+        manifest is not None
+        and manifest.fingerprint == mark
+        and clean is not None
+        and clean.fingerprint == _clean_mark(run.raw, run.manifest)
+    )
+
+
+def _clean_mark(raw: Path, manifest: Path) -> str:
+    return fingerprint("clean", CLEAN_VERSION, {}, manifest=mark_of(manifest), raw=mark_of(raw))
 
 
 def _count_items(raw: Path) -> int:
@@ -149,7 +171,7 @@ class _CleanPart:
 
 def export_clean(raw: Path, manifest: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`: clean shards, their twins, identities.parquet (class indices) and dataset.json (counts, SHA-256 per shard)."""
-    mark = fingerprint("clean", CLEAN_VERSION, {}, manifest=mark_of(manifest), raw=mark_of(raw))
+    mark = _clean_mark(raw, manifest)
 
     def work(folder: Path) -> Counts:
         with duckdb.connect() as db:
@@ -224,7 +246,7 @@ def export_shard(part: _CleanPart) -> int:
             facts = shards.json_bytes({"identity": identity, "crawled_identity": crawled, "sample_id": key})
             offsets.append(writer.add(key, {"jpg": crop, "cls": str(class_index).encode(), "json": facts})["jpg"])
     told = rows.set_column(rows.schema.get_field_index("crop_offset"), "crop_offset", pa.array(offsets, pa.int64()))
-    shards.write_twin(tar.with_suffix(".parquet"), told.select(tables.CLEAN.names).cast(tables.CLEAN), shards.sidecar(tar, len(offsets)))
+    shards.write_twin(tar.with_suffix(".parquet"), told.select(tables.CLEAN.names).cast(tables.CLEAN), writer.sidecar)
     return len(offsets)
 
 

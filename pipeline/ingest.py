@@ -99,9 +99,7 @@ def ingest_slice(part: _Slice) -> int:
                     stored[row["sample_id"]] = offset, len(crop)
                     row["crop_offset"], row["crop_size"] = offset, len(crop)
                 rows.append(row)
-        samples = shard.samples
-    facts_of_tar = shards.sidecar(tar, samples)
-    shards.write_twin(tar.with_suffix(".parquet"), shards.table_of(rows, tables.ITEMS), facts_of_tar)
+    shards.write_twin(tar.with_suffix(".parquet"), shards.table_of(rows, tables.ITEMS), shard.sidecar)
     return len(rows)
 
 

@@ -6,6 +6,7 @@ partial folder; the same stage with the same fingerprint goes on in it, any othe
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -68,8 +69,8 @@ def run_stage(out: Path, *, stage: str, mark: str, work: Callable[[Path], Counts
         return Receipt(**{**asdict(standing), "reused": True})
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{mark[:16]}"
-    for other in out.parent.glob(f".{out.name}.*"):
-        if other != partial:
+    for other in (*out.parent.glob(f".{glob.escape(out.name)}.partial-*"), out.parent / f".{out.name}.old"):
+        if other != partial and other.is_dir():
             shutil.rmtree(other)
     with _space_watched(out):
         partial.mkdir(exist_ok=True)

@@ -16,9 +16,11 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-MAGIC = struct.pack("<I", 0xCED7230A)
+_MAGIC = 0xCED7230A
+MAGIC = struct.pack("<I", _MAGIC)
 _WORDS = struct.Struct("<II")
 _IMAGE = struct.Struct("<IfQQ")
+IMAGE_HEADER_BYTES = _IMAGE.size
 _CHUNK = 1 << 20
 _MAX_LABELS = 1 << 16
 
@@ -57,6 +59,29 @@ def image_record(content: bytes) -> ImageRecord | None:
     if flag > _MAX_LABELS or len(content) < end:
         return None
     return ImageRecord(struct.unpack(f"<{flag}f", content[_IMAGE.size : end]), number, True, content[end:])
+
+
+def framed(content: bytes) -> bytes:
+    """The record of `content`, as it stands in a file."""
+    parts = []
+    begin = 0
+    while (found := _aligned(content[begin:])) is not None:
+        parts.append(content[begin : begin + found])
+        begin += found + len(MAGIC)
+    parts.append(content[begin:])
+    flags = [0] if len(parts) == 1 else [1, *[2] * (len(parts) - 2), 3]
+    return b"".join(
+        _WORDS.pack(_MAGIC, flag << 29 | len(part)) + part + bytes(-len(part) % 4) for flag, part in zip(flags, parts, strict=True)
+    )
+
+
+def count_magics(content: bytes | memoryview) -> int:
+    """How often the magic stands at a multiple of 4 in `content`: its record has so many more parts."""
+    content = bytes(content)
+    count = begin = 0
+    while (found := _aligned(content[begin:])) is not None:
+        count, begin = count + 1, begin + found + len(MAGIC)
+    return count
 
 
 def starts(file: BinaryIO, size: int, known: NDArray[np.int64] | None = None) -> Iterator[int]:

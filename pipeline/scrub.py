@@ -158,8 +158,7 @@ def rewrite_tar(tar: Path, out: Path, forgotten: Forgotten) -> tuple[dict[str, s
             if "json" in members and forgotten.longest:
                 members["json"] = _told_json(members["json"], forgotten)
             offsets[key] = writer.add(key, members).get("jpg", -1)
-        samples = writer.samples
-    return shards.sidecar(out, samples), offsets
+    return writer.sidecar, offsets
 
 
 def _samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -13,7 +13,7 @@ import simplejpeg
 
 from pipeline import tables
 from pipeline.layout import RunLayout
-from pipeline.shards import ShardWriter, sample_id, sidecar, write_twin
+from pipeline.shards import ShardWriter, sample_id, write_twin
 
 SAMPLES_PER_SHARD = 16
 
@@ -149,7 +149,7 @@ def _write_shard(layout: RunLayout, first: int, planted: list[Planted], rounds: 
             )
             if is_ok:
                 judged.append(base | evidence | found | {"subcenter_angles_deg": [item.angle_deg]})
-    write_twin(layout.raw / f"{stem}.parquet", _table(items, tables.ITEMS), sidecar(layout.raw / f"{stem}.tar", len(items)))
+    write_twin(layout.raw / f"{stem}.parquet", _table(items, tables.ITEMS), shard.sidecar)
     _write(layout.manifest / f"part-{first // SAMPLES_PER_SHARD:06d}.parquet", manifest, tables.MANIFEST)
     for number in range(1, rounds + 1):
         nearest = {} if number == 1 else {"nearest_subcenter": 0}

@@ -11,7 +11,7 @@ from pipeline import proven, tables
 from pipeline.errors import BadShard
 from pipeline.export import export_clean
 from pipeline.proven import proven_crops
-from pipeline.shards import CropReader, ShardWriter, check_shard, sample_id, shard_stems, sidecar, table_of, write_twin
+from pipeline.shards import CropReader, ShardWriter, check_shard, sample_id, shard_stems, table_of, write_twin
 from tests.pipeline.clean_run import config, write_clean_run
 
 
@@ -23,7 +23,7 @@ def tar(tmp_path: Path) -> tuple[Path, list[int], list[bytes]]:
     path = tmp_path / "raw-000000.tar"
     with ShardWriter(path) as writer:
         offsets = [writer.add(sample_id("A", content), {"jpg": content, "json": b"{}"})["jpg"] for content in contents]
-    write_twin(path.with_suffix(".parquet"), table_of([], tables.ITEMS), sidecar(path, len(contents)))
+    write_twin(path.with_suffix(".parquet"), table_of([], tables.ITEMS), writer.sidecar)
     return path, offsets, contents
 
 

@@ -24,7 +24,7 @@ from pipeline.ingest import ingest
 from pipeline.loading import CropStream
 from pipeline.order import SampleOrder
 from pipeline.review import draw
-from pipeline.shards import CropReader, ShardWriter, check_shard, sample_id, shard_stems, sidecar, table_of, write_twin
+from pipeline.shards import CropReader, ShardWriter, check_shard, sample_id, shard_stems, table_of, write_twin
 from pipeline.train import _select
 from tests.pipeline.fake_run import Planted, crop, write_run
 
@@ -44,7 +44,7 @@ def write_shard(tar: Path, contents: list[bytes]) -> list[tuple[str, int, int]]:
         | {"crop_offset": offset, "crop_size": size}
         for number, (key, offset, size) in enumerate(places)
     ]
-    write_twin(tar.with_suffix(".parquet"), table_of(rows, tables.ITEMS), sidecar(tar, len(places)))
+    write_twin(tar.with_suffix(".parquet"), table_of(rows, tables.ITEMS), shard.sidecar)
     return places
 
 

@@ -1,0 +1,128 @@
+"""The command that hands on what was kept: `export`, anew from the decisions, or in another form."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.errors import BadConfig, BadInput
+from pipeline.receipts import Progress as Report
+
+if TYPE_CHECKING:
+    from pipeline.exporters.plan import Plan
+
+_out = Console()
+_Form = Group("Export", help="With --to and --out: write what was kept in another form. docs/exports.md shows each.")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def add_to(app: App) -> None:
+    """Put these commands into the program."""
+    app.command(export)
+
+
+def export(
+    run: Path,
+    *,
+    to: Annotated[
+        Literal["webdataset", "imagefolder", "recordio", "parquet", "hf"] | None,
+        Parameter(group=_Form, help="The form: recordio is insightface's train.rec, hf what Hugging Face's load_dataset reads."),
+    ] = None,
+    out: Annotated[
+        Path | None, Parameter(group=_Form, help="The folder to write: not there, empty, or an export of the same form.")
+    ] = None,
+    samples_per_shard: Annotated[int | None, Parameter(group=_Form, help="Samples in a tar or Parquet file.", show_default=False)] = None,
+    bytes_per_shard: Annotated[str | None, Parameter(group=_Form, help="Instead: bytes in it, about, as 500MB or 1GB.")] = None,
+    val: Annotated[float, Parameter(group=_Form, help="Share of the identities that go into a split `val`, by a hash of the name.")] = 0.0,
+    min_images: Annotated[int, Parameter(group=_Form, help="Leave identities with fewer samples out.")] = 1,
+    workers: Annotated[int, Parameter(group=_Form, validator=Number(gte=0), help="Processes; 0 is one per core.")] = 0,
+    dry_run: Annotated[bool, Parameter(group=_Form, negative="", help="Say how much it would be, and write nothing.")] = False,
+) -> None:
+    """Write manifest, clean shards and audit page anew, with the decisions that stand; or, with --to, what was kept in another form.
+
+    Nothing is trained again, and no picture is encoded again. Killed or repeated, an export goes on with what is not written yet.
+
+    Parameters
+    ----------
+    run:
+        The folder of a finished run.
+    """
+    from pipeline.layout import RunLayout
+    from pipeline.run_folder import claimed, read_record
+
+    layout = RunLayout(run)
+    if not layout.manifest.is_dir() or not read_record(layout).get("finished"):
+        raise BadInput(f"{run} is no finished run. Run `purify run CRAWL {run}` first.")
+    if to is None:
+        if out is not None or dry_run:
+            raise BadConfig("Say which form to write: --to webdataset, imagefolder, recordio, parquet or hf.")
+        _again(run)
+        _out.print(f"Clean shards: {layout.clean}    Manifest: {layout.manifest}", highlight=False, soft_wrap=True)
+        return
+    if out is None and not dry_run:
+        raise BadConfig(f"Say where to: purify export {run} --to {to} --out DIR. With --dry-run nothing is written.")
+    from pipeline.config import validate
+    from pipeline.export import is_current
+    from pipeline.exporters.base import Wanted
+    from pipeline.exporters.stage import export_to, plan_only
+
+    if samples_per_shard is not None and bytes_per_shard is not None:
+        raise BadConfig("Give --samples-per-shard or --bytes-per-shard, not both.")
+    wanted = Wanted(
+        form=to,
+        samples_per_shard=10_000 if samples_per_shard is None else samples_per_shard,
+        bytes_per_shard=None if bytes_per_shard is None else parsed_bytes(bytes_per_shard),
+        val=val,
+        min_images=min_images,
+    )
+    if not is_current(layout, validate(read_record(layout)["config"])):
+        if dry_run:
+            raise BadInput(f"Since {layout.clean} was written something was decided or changed. Run `purify export {run}` first.")
+        _again(run)
+    if dry_run:
+        _print_plan(plan_only(layout.clean, wanted), to)
+        return
+    assert out is not None  # noqa: S101 - looked at above
+    with claimed(read_record(layout)["crawl"], layout), _bar(f"export {to}") as progress:
+        receipt = export_to(layout.clean, out, wanted, workers=workers, progress=progress)
+    counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in receipt.counts.items())
+    said = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
+    _out.print(f"{out}: {said} · {counts}\nCheck it: purify verify {out}", highlight=False, soft_wrap=True)
+
+
+def parsed_bytes(text: str) -> int:
+    """Bytes of a text such as 500MB, 1.5 GB or 1000000. Raises BadConfig."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
+    if not found:
+        raise BadConfig(f"{text!r} is no number of bytes. Give it as 500MB or 1GB.")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _again(run: Path) -> None:
+    from flows.purify import export as again
+
+    again(run)
+
+
+def _print_plan(plan: "Plan", form: str) -> None:
+    table = Table("split", "identities", "samples", "files or parts", "pictures, MB", f"as {form}, about MB")
+    for split in plan.splits:
+        size = f"{split.picture_bytes / 1e6:,.1f}", f"{split.total_bytes / 1e6:,.1f}"
+        table.add_row(split.name, f"{split.identities:,}", f"{split.samples:,}", f"{split.parts:,}", *size)
+    _out.print(table)
+    _out.print(f"Left out by --min-images: {plan.left_out_identities:,} identities, {plan.left_out_samples:,} samples", highlight=False)
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Report]:
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)

@@ -1,0 +1,156 @@
+"""What the exporters share: what is wanted, the facts of a written file, and a part of the export while it is written."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from pipeline import tables
+from pipeline.receipts import Progress
+
+Crops = Sequence[memoryview]
+_CARRIED = ("crawled_identity", "angle_deg", "noise_probability", "quality", "source_uri", "source_url")
+FACTS = pa.schema([*(tables.CLEAN.field(name) for name in ("sample_id", "identity")), tables.CLASSES.field("class_index"),
+                   *(tables.CLEAN.field(name) for name in _CARRIED)])  # fmt: skip
+"""What every form tells of a sample beside its picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an export is to be like."""
+
+    form: str
+    samples_per_shard: int = 10_000
+    bytes_per_shard: int | None = None
+    """Instead of a number of samples: a shard ends with the sample that reaches it."""
+    val: float = 0.0
+    """Share of the identities that go into the split `val`."""
+    min_images: int = 1
+    """Identities with fewer samples are left out."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the bytes of the export depend on, besides the samples."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of an export, as planned."""
+
+    name: str
+    identities: int
+    samples: int
+    parts: int
+    picture_bytes: int
+    total_bytes: int
+    """Estimated bytes of the written files."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export in the making."""
+
+    clean: Path
+    folder: Path
+    wanted: Wanted
+    splits: tuple[Split, ...]
+    workers: int
+
+    @property
+    def plan(self) -> Path:
+        """samples.parquet and identities.parquet of the plan; gone when the export is finished."""
+        return self.folder / ".plan"
+
+    @property
+    def parts(self) -> Path:
+        """A file of facts for every part that is written and proven; gone when the export is finished."""
+        return self.folder / ".parts"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A written file, as dataset.json tells of it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int | None = None
+
+
+class Part(Protocol):
+    """A part of an export while it is written. What it holds depends on the samples alone, not on how many come at a time."""
+
+    def add(self, rows: pa.Table, crops: Crops) -> None:
+        """Append samples: rows of the schema FACTS, and the pictures' bytes."""
+        ...
+
+    def close(self) -> list[FileFacts]:
+        """End the part; its files."""
+        ...
+
+
+OpenPart = Callable[[Job, Split, int], Part]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One form of export."""
+
+    about: str
+    sample_bytes: str
+    """SQL over `size`, the bytes of a picture: the bytes that a sample takes in the written files."""
+    write: Callable[[Job, Progress | None], list[FileFacts]]
+    """Writes all but identities.json and dataset.json into the job's folder."""
+    room: int = 1
+    """How many times the bytes written have to be free while it works."""
+    by_identity: bool = False
+    """Samples of an identity stand together; else they are in the order of the clean shards, which is mixed."""
+    is_many_files: bool = False
+    """A file per picture, which is nothing for an object store."""
+
+
+class HashedFile(io.RawIOBase):
+    """A new file that is hashed while it is written, and flushed to the disk when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        total = len(left)
+        self._digest.update(left)
+        while left:
+            left = left[self._file.write(left) :]
+        self._bytes += total
+        return total
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def close(self) -> None:
+        if not self.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+        super().close()
+
+    def facts(self, name: str, samples: int | None = None) -> FileFacts:
+        """Of the file as written so far."""
+        return FileFacts(name, self._bytes, self._digest.hexdigest(), samples)
+
+
+def write_whole(job: Job, name: str, content: bytes) -> FileFacts:
+    """Write a small file of an export."""
+    with HashedFile(job.folder / name) as file:
+        file.write(content)
+    return file.facts(name)

@@ -1,0 +1,83 @@
+"""`purify export --to` from the command line, where nothing has to be made anew and so Prefect is not started."""
+
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows import cli
+from flows.exports import parsed_bytes
+from pipeline.decisions import decide
+from pipeline.errors import BadConfig
+from pipeline.layout import RunLayout
+from tests.pipeline.clean_run import planted, write_clean_run
+from tests.pipeline.fake_run import key_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
+    return write_clean_run(tmp_path_factory.mktemp("cli") / "run")
+
+
+def code_of(words: tuple[str, ...]) -> int:
+    try:
+        cli.main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    """What the command prints on both streams, with its lines joined."""
+    assert code_of(words) == code
+    found = capsys.readouterr()
+    return " ".join((found.out + found.err).split())
+
+
+def test_an_export_is_counted_and_then_written(run: RunLayout, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(run.root.rglob("*"))
+    text = said(capsys, "export", str(run.root), "--to", "parquet", "--min-images", "6", "--dry-run")
+    assert "train" in text and "24" in text and "2 identities, 10 samples" in text and before == sorted(run.root.rglob("*"))
+    out = tmp_path / "out"
+    words = (
+        "export",
+        str(run.root),
+        "--to",
+        "parquet",
+        "--out",
+        str(out),
+        "--min-images",
+        "6",
+        "--bytes-per-shard",
+        "20kB",
+        "--workers",
+        "1",
+    )
+    assert "train samples 24" in (text := said(capsys, *words)) and "left out samples 10" in text and f"purify verify {out}" in text
+    assert pq.read_table(out / "data", columns=["sample_id"]).num_rows == 24 and len(list(out.glob("data/train-*.parquet"))) == 5
+    assert "already done" in said(capsys, *words)
+    assert "prefect" not in vars(sys.modules["flows.exports"])
+
+
+def test_what_is_missing_or_stale_is_said(tmp_path: Path, run: RunLayout, capsys: pytest.CaptureFixture[str]) -> None:
+    at = str(run.root)
+    assert "no finished run" in said(capsys, "export", str(tmp_path), "--to", "hf", "--out", str(tmp_path / "x"), code=1)
+    assert "Say where to" in said(capsys, "export", at, "--to", "hf", code=2)
+    assert "Say which form" in said(capsys, "export", at, "--out", str(tmp_path / "x"), code=2)
+    words = ("export", at, "--to", "hf", "--out", str(tmp_path / "x"), "--samples-per-shard", "3", "--bytes-per-shard", "3MB")
+    assert "not both" in said(capsys, *words, code=2)
+    assert "no number of bytes" in said(capsys, "export", at, "--to", "hf", "--dry-run", "--bytes-per-shard", "much", code=2)
+    stale = write_clean_run(tmp_path / "stale")
+    decide(stale.root, [{"sample_id": key_of(planted(), 0), "verdict": "drop"}], by="Eve")
+    assert "something was decided or changed" in said(capsys, "export", str(stale.root), "--to", "hf", "--dry-run", code=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("5", 5), ("20kB", 20_000), ("1.5 GB", 1_500_000_000), ("500mb", 500_000_000), ("2T", 2 * 10**12)]
+)
+def test_bytes_are_read(text: str, count: int) -> None:
+    assert parsed_bytes(text) == count
+    for wrong in (f"-{text}", f"{text}x", "GB", ""):
+        with pytest.raises(BadConfig):
+            parsed_bytes(wrong)

@@ -4,9 +4,11 @@ They are files that open from disk: `index.html` with the overview and the list 
 sheets of faces in parts (`pipeline/pages/`), of which the browser reads what it shows. Nothing is asked of a network.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.fanout import fan_out
@@ -18,6 +20,7 @@ from pipeline.pages.people import Imagined
 from pipeline.pages.text import page
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.report import open_run
+from pipeline.run_folder import versions
 
 VERSION = 2
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -38,7 +41,8 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
     rounds = [run.round(number) for number in range(1, config.rounds + 1)]
     inputs = {f"round{one.number}": mark_of(one.noise) for one in rounds}
     inputs |= {"manifest": mark_of(run.manifest), "evaluation": mark_of(run.evaluation)}
-    mark = fingerprint("audit", VERSION, as_dict(config.audit) | {"title": title, "seed": config.seed}, **inputs)
+    settings = {name: value for name, value in as_dict(config).items() if name not in ("workers", "device")}
+    mark = fingerprint("audit", VERSION, {"title": title, "settings": settings}, **inputs)
 
     def work(folder: Path) -> Counts:
         names = noisiest(run.root, config.audit.inversions)
@@ -50,6 +54,7 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
             identities=config.audit.identities,
             faces=config.audit.faces,
             inversions=imagined,
+            settings=settings,
             workers=config.workers,
             progress=progress,
         )
@@ -72,6 +77,7 @@ def write_audit(
     identities: int,
     faces: int,
     inversions: Mapping[str, tuple[bytes, float]],
+    settings: Mapping[str, Any] | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> AuditCounts:
@@ -79,6 +85,7 @@ def write_audit(
 
     The first `identities` of `noisiest` have a page, with up to `faces` kept and `faces` removed samples spread evenly from the smallest angle
     to the largest, and their near duplicates. `inversions`: identity -> (PNG, its angle in degrees to the dominant sub-center).
+    `settings`: those of the run, to show.
     What stands in `out` from an attempt before is not made again. Raises BadInput without a manifest, BadShard for a crop that is not where its row says.
     """
     with open_run(run) as db:
@@ -92,12 +99,32 @@ def write_audit(
     shared = {"title": title, "lists": len(lists), "drawn": len(names), "people": everyone.num_rows}
     pages = {
         "identity.html": page("person.html.jinja", style=("base.css",), script=("page.js", "person.js"), **shared),
-        "index.html": page("overview.html.jinja", style=("base.css",), script=("page.js", "list.js"), **shared, **facts),
+        "index.html": page(
+            "overview.html.jinja",
+            style=("base.css",),
+            script=("page.js", "list.js"),
+            settings=_told(settings or {}, as_dict(Config())),
+            versions=versions(),
+            **shared,
+            **facts,
+        ),
     }
     for name, text in pages.items():
         with atomic(out / name) as temporary:
             temporary.write_text(text, "utf-8")
     return AuditCounts(identities=everyone.num_rows, drawn=len(names), inversions=len(imagined))
+
+
+def _told(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+    """A row per setting: its path, value and default as text, and whether they differ."""
+    rows = []
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping):
+            rows += _told(value, default or {}, f"{prefix}{name}.")
+        else:
+            rows.append({"name": prefix + name, "value": json.dumps(value), "default": json.dumps(default), "is_changed": value != default})
+    return rows
 
 
 def _write_inversion(content: bytes, angle_deg: float, number: int, out: Path) -> Sequence[Imagined]:

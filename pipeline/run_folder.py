@@ -78,7 +78,7 @@ def write_record(
         "finished": True,
         "seconds": round(seconds, 1),
         "config": as_dict(config),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": versions(),
         "cores": os.cpu_count(),
         "stages": [
             {"stage": name, "seconds": one.seconds, "reused": one.reused, "counts": one.counts, "per_second": _rate(one)}
@@ -87,6 +87,11 @@ def write_record(
     }
     write_json(run.run_json, record)
     return record
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages on which a run's results depend, with their versions."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def read_record(run: RunLayout) -> dict[str, Any]:

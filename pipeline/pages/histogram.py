@@ -22,16 +22,16 @@ class Series:
     counts: Sequence[int]
 
 
-def histogram_svg(series: Sequence[Series], *, bin_deg: int, cut_deg: float | None, name: str, description: str) -> str:
-    """An `<svg>` of stacked bars over degrees, the cut drawn as a labelled line; `name` makes its ids unique in the page.
+def histogram_svg(series: Sequence[Series], *, bin_deg: int, cuts: Sequence[tuple[float, str]], name: str, description: str) -> str:
+    """An `<svg>` of stacked bars over degrees, with `cuts` as lines of (degrees, label); `name` makes its ids unique in the page.
 
-    Shows the whole tens of degrees in which there are samples or the cut. Raises ValueError unless every series spans 180 degrees.
+    Shows the whole tens of degrees in which there are samples or cuts. Raises ValueError unless every series spans 180 degrees.
     """
     bins = _DEGREES // bin_deg
     if bins * bin_deg != _DEGREES or any(len(one.counts) != bins for one in series):
         raise ValueError(f"Every series needs 180 / bin_deg counts, bin_deg a divisor of 180; got bin_deg {bin_deg}.")
     totals = [sum(counts) for counts in zip(*(one.counts for one in series), strict=True)] or [0] * bins
-    first_deg, last_deg = _shown(totals, bin_deg, cut_deg)
+    first_deg, last_deg = _shown(totals, bin_deg, [at for at, _ in cuts])
     step, top = _nice(max(totals))
 
     def x(degrees: float) -> float:
@@ -64,20 +64,22 @@ def histogram_svg(series: Sequence[Series], *, bin_deg: int, cut_deg: float | No
                     f'width="{width:.2f}" height="{height:.2f}"/>'
                 )
                 below[number] += count
-    if cut_deg is not None:
-        at, middle = x(cut_deg), (first_deg + last_deg) / 2
-        anchor, shift = ("end", -6) if cut_deg > middle else ("start", 6)
+    for order, (cut_deg, label) in enumerate(sorted(cuts)):
+        at = x(cut_deg)
+        anchor, shift = (
+            ("end", -6) if (len(cuts) > 1 and order == 0) or (len(cuts) == 1 and cut_deg > (first_deg + last_deg) / 2) else ("start", 6)
+        )
         parts.append(f'<line class="cut" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 18}" y2="{_HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text class="cut-label" x="{at + shift:.1f}" y="{_TOP - 9}" text-anchor="{anchor}">cut at {cut_deg:.1f}°</text>')
+        parts.append(f'<text class="cut-label" x="{at + shift:.1f}" y="{_TOP - 9}" text-anchor="{anchor}">{escape(label)}</text>')
     axis = _LEFT + _PLOT_WIDTH / 2
     parts.append(f'<text class="tick" x="{axis:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">angle to the dominant sub-center</text></svg>')
     return "".join(parts)
 
 
-def _shown(totals: Sequence[int], bin_deg: int, cut_deg: float | None) -> tuple[int, int]:
-    """The whole tens of degrees, at least twenty of them, that hold every sample and the cut."""
+def _shown(totals: Sequence[int], bin_deg: int, cuts: Sequence[float]) -> tuple[int, int]:
+    """The whole tens of degrees, at least twenty of them, that hold every sample and every cut."""
     edges = [float(number * bin_deg) for number, count in enumerate(totals) if count]
-    edges += [edge + bin_deg for edge in edges] + ([cut_deg] if cut_deg is not None else [])
+    edges += [*(edge + bin_deg for edge in edges), *cuts]
     if not edges:
         return 0, _DEGREES
     first, last = floor(min(edges) / 10) * 10, ceil(max(edges) / 10) * 10

@@ -110,8 +110,28 @@ class TrainConfig:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 5e-4
     grad_clip_norm: Positive = 5.0
-    amp: bool = True
-    """Mixed precision, on a GPU only."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD is the paper's; vision transformers want `adamw`, with a rate of 0.001, weight decay 0.1 and momentum (its first beta) 0.9."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the backbone. `auto`: bfloat16 where a GPU has it, float16 on older ones, float32 on a processor."""
+    accumulation: Count = 1
+    """Parts of a batch taken one after the other, for batches that do not fit into memory; each has BatchNorm statistics of its own."""
+    recompute: bool = False
+    """Activation checkpointing: a third more time for much less memory. Changes no result."""
+    compile: bool = False
+    """torch.compile of the backbone."""
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the backbone's weights, 0.9999 as an example, and make it the result."""
+    augment: tuple[Literal["crop", "low_resolution", "blur", "colour", "occlusion"], ...] = ()
+    """Beside mirroring, which is always done."""
+    augment_probability: Fraction = 0.2
+    """Of each of `augment`, by itself."""
+    processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that share every batch; 0 is one per GPU, one without a GPU. Changes a result by rounding only."""
+    sync_batchnorm: bool = True
+    """BatchNorm over the batch of all processes. False is faster, and each process normalises its own part, as insightface does."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too (extra `tensorboard`), into the training's folder."""
     init: str | None = None
     """Backbone weights to start from: a .safetensors or insightface-layout .pt file."""
     min_samples: Count = 2

@@ -8,6 +8,7 @@
     │   └── BadCheckpoint weights that do not fit or are damaged
     ├── SchemaMismatch    a table of another version, or of another tool
     ├── StaleInput        a run folder that belongs to something else
+    ├── TrainingFailed    a training that diverged, or lost a process
     ├── HeadNotLearned    the head separates no identities: its angles judge nothing
     └── NoSpace           the disk is full, or will be
 
@@ -45,6 +46,10 @@ class SchemaMismatch(PurifyError):  # noqa: N818
 
 class StaleInput(PurifyError):  # noqa: N818
     """A run folder that belongs to another crawl, or is none."""
+
+
+class TrainingFailed(PurifyError):  # noqa: N818
+    """A training diverged, or one of its processes ended."""
 
 
 class HeadNotLearned(PurifyError):  # noqa: N818

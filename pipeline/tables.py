@@ -134,7 +134,16 @@ METRICS_OF_TRAINING = _schema(
         _field("epoch", pa.int32(), "from 0"),
         _field("loss", pa.float32(), "mean cross-entropy of the batch", unit="nats", direction="lower is better"),
         _field("learning_rate", pa.float32(), "of this step"),
-        _field("grad_norm", pa.float32(), "L2 norm of the backbone's gradient before clipping"),
+        _field(
+            "grad_norm", pa.float32(), "L2 norm of the backbone's gradient before clipping; not finite where a float16 step was left out"
+        ),
+        _field("images_per_s", pa.float32(), "of all processes together", direction="higher is better"),
+        _field("wait_share", pa.float32(), "share of the step's time in which the batch was waited for", direction="lower is better"),
+        _field(
+            "dominant_share",
+            pa.float32(),
+            "share of the batch that is nearest to the sub-center which most of its identity were nearest to of late; NaN for one sub-center",
+        ),
     ],
 )
 

@@ -1,38 +1,30 @@
 """Sub-center ArcFace on the identities as crawled (round 1, K sub-centers), or on what the round before kept (K = 1)."""
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from arcface_core.backbones import build_backbone
-from arcface_core.heads import SubCenterHead
-from arcface_core.margins import MARGINS, Margin
-from arcface_core.schedules import poly, step_decay
-from arcface_core.training import TrainState, load_state_tensors, new_state, state_tensors, training_steps
 from pipeline import shards, tables
-from pipeline.config import Config, TrainConfig, as_dict
+from pipeline.config import Config, as_dict
 from pipeline.decisions import digest
 from pipeline.duck import fetch, literal
 from pipeline.errors import BadCrawl
-from pipeline.fanout import worker_count
-from pipeline.loading import CropStream
-from pipeline.models import load_into, load_tensors, pick_device, place, save_tensors
-from pipeline.order import SampleOrder
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage, write_json
+from pipeline.fit import WORK, Job, fit
+from pipeline.models import load_tensors, pick_device
+from pipeline.ranks import launch, process_count
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 
-VERSION = 1
-_CHANGES_NO_RESULT = {"cache_bytes", "checkpoint_steps"}
-_MOST_LOADERS = 8
+VERSION = 2
+_CHANGES_NO_RESULT = {"cache_bytes", "checkpoint_steps", "compile", "processes", "recompute", "tensorboard"}
+"""Beyond rounding."""
 
 
 def train(
@@ -41,7 +33,8 @@ def train(
     """Receipt of `out`: backbone, head centers, classes and metrics. With `noise`, only samples of verdict `keep` are trained on, with K = 1;
     `decisions` (those that stand) win over its verdicts, and a relabelled sample is trained under its new identity.
 
-    Raises BadCrawl when fewer than two identities have `train.min_samples` samples; BadCheckpoint when `train.init` does not fit.
+    Raises BadCrawl when fewer than two identities have `train.min_samples` samples; BadCheckpoint when `train.init` does not fit; TrainingFailed when
+    the loss is not finite, or a process of several ends. What was trained up to the last checkpoint is gone on with by the next attempt.
     """
     settings = {name: value for name, value in as_dict(config.train).items() if name not in _CHANGES_NO_RESULT}
     inputs = {"raw": mark_of(raw), "noise": mark_of(noise) if noise else "none", "decisions": digest(decisions)}
@@ -70,77 +63,42 @@ def held_out(raw: Path, config: Config) -> pa.Table:
 def _train(
     raw: Path, noise: Path | None, decisions: pa.Table | None, folder: Path, config: Config, subcenters: int, progress: Progress | None
 ) -> Counts:
-    settings = config.train
-    selection = folder / ".selection"
-    if not (folder / "classes.parquet").exists():
-        _select(raw, noise, decisions, folder, selection, config)
+    job = Job(raw, folder, config, subcenters)
+    if not (folder / "model.json").exists():
+        if not (folder / "classes.parquet").exists():
+            _select(raw, noise, decisions, folder, job.selection, config)
+        classes = pq.read_metadata(folder / "classes.parquet").num_rows
+        if classes < 2:
+            raise BadCrawl(
+                f"{classes} identities have {config.train.min_samples} or more samples {'that the round before kept' if noise else 'to train on'}, "
+                "and a head needs two to tell apart. Give a larger crawl, or lower evaluate.holdout or train.min_samples."
+            )
+        processes = process_count(config)
+        if processes == 1:
+            fit(job, pick_device(config.device), progress=progress)
+        else:
+            launch(job, processes, progress)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    return _counts(folder, subcenters) | {"device": pick_device(config.device).type}
+
+
+def _counts(folder: Path, subcenters: int) -> Counts:
     classes = pq.read_table(folder / "classes.parquet")
-    if classes.num_rows < 2:
-        raise BadCrawl(
-            f"{classes.num_rows} identities have {settings.min_samples} or more samples {'that the round before kept' if noise else 'to train on'}, "
-            "and a head needs two to tell apart. Give a larger crawl, or lower evaluate.holdout or train.min_samples."
-        )
-    device = pick_device(config.device)
-    order = SampleOrder(
-        selection,
-        batch_size=settings.batch_size,
-        seed=config.seed,
-        shuffle_buffer=settings.shuffle_buffer,
-        samples_C=classes["samples"].to_numpy() if settings.sampling == "balanced" else None,
-    )
-    stream = CropStream(order, raw, input_px=settings.input_px, cache_bytes=settings.cache_bytes)
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(settings.backbone, embedding_dim=settings.embedding_dim, input_px=settings.input_px)
-    if settings.init is not None:
-        load_into(backbone, Path(settings.init))
-    head = SubCenterHead(
-        classes.num_rows, settings.embedding_dim, num_subcenters=subcenters, margin=_margin(settings), scale=settings.scale
-    )
-    place(backbone, device)
-    head.to(device)
-    state = new_state(backbone, head, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    rows = _resume(folder, state)
-    loop = training_steps(
-        state,
-        stream.batches(settings.epochs, done=state.step, workers=_loaders(config, device), pin=device.type == "cuda"),
-        learning_rate=_schedule(settings, order.steps_per_epoch),
-        seed=config.seed,
-        grad_clip_norm=settings.grad_clip_norm,
-        device=device,
-        amp=settings.amp and device.type == "cuda",
-    )
-    total = settings.epochs * order.steps_per_epoch
-    for metrics in loop:
-        epoch = (metrics.step - 1) // order.steps_per_epoch
-        rows.append(
-            {
-                "step": metrics.step,
-                "epoch": epoch,
-                "loss": metrics.loss,
-                "learning_rate": metrics.learning_rate,
-                "grad_norm": metrics.grad_norm,
-            }
-        )
-        if metrics.step % settings.checkpoint_steps == 0 or metrics.step % order.steps_per_epoch == 0:
-            _checkpoint(folder, state, rows)
-        if progress:
-            progress(metrics.step, total)
-    _finish(folder, state, config, subcenters)
-    last = [row["loss"] for row in rows[-order.steps_per_epoch :]]
+    metrics = pq.read_table(folder / "metrics.parquet", columns=["epoch", "loss"])
+    last = metrics.filter(pc.equal(metrics["epoch"], metrics["epoch"][-1]))
     return {
         "identities": classes.num_rows,
-        "samples": order.samples,
+        "samples": pc.sum(classes["samples"]).as_py(),
         "subcenters": subcenters,
-        "steps": state.step,
-        "first_loss": round(rows[0]["loss"], 4),
-        "last_loss": round(sum(last) / len(last), 4),
-        "device": device.type,
+        "steps": metrics.num_rows,
+        "first_loss": round(metrics["loss"][0].as_py(), 4),
+        "last_loss": round(pc.mean(last["loss"]).as_py(), 4),
     }
 
 
 def _select(raw: Path, noise: Path | None, decisions: pa.Table | None, folder: Path, selection: Path, config: Config) -> None:
     """Write what is trained on: classes.parquet, and per raw shard the offsets and class indices of its samples. Every shard is proven whole."""
-    selection.mkdir(exist_ok=True)
+    selection.mkdir(parents=True, exist_ok=True)
     usable = """(SELECT sample_id, identity, crop_offset, crop_size FROM read_parquet($raw) WHERE status = 'ok')"""
     if noise:
         usable = """(SELECT i.sample_id, CASE d.verdict WHEN 'relabel' THEN d.clean_identity ELSE i.identity END AS identity, crop_offset, crop_size
@@ -181,59 +139,6 @@ def _select(raw: Path, noise: Path | None, decisions: pa.Table | None, folder: P
         classes = fetch(db, "FROM classes ORDER BY class_index").cast(tables.CLASSES)
     with atomic(folder / "classes.parquet") as temporary:
         pq.write_table(classes, temporary)
-
-
-def _margin(settings: TrainConfig) -> Margin:
-    margin = MARGINS[settings.margin]
-    return dataclasses.replace(margin, m2_rad=settings.margin_rad) if settings.margin == "arcface" else margin
-
-
-def _schedule(settings: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    total = settings.epochs * steps_per_epoch
-    warmup = min(int(settings.warmup_epochs * steps_per_epoch), total // 2)
-    if settings.schedule == "poly":
-        return lambda step: poly(step, total_steps=total, warmup_steps=warmup, base_lr=settings.learning_rate)
-    milestones = tuple(epoch * steps_per_epoch for epoch in settings.milestones)
-    return lambda step: step_decay(step, milestones=milestones, warmup_steps=warmup, base_lr=settings.learning_rate)
-
-
-def _loaders(config: Config, device: torch.device) -> int:
-    """Processes that decode for this one: none where it trains on the processor itself."""
-    return 0 if device.type == "cpu" else min(worker_count(config.workers), _MOST_LOADERS)
-
-
-def _checkpoint(folder: Path, state: TrainState, rows: list[dict[str, Any]]) -> None:
-    with atomic(folder / "metrics.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=tables.METRICS_OF_TRAINING), temporary)
-    save_tensors(folder / "checkpoint.safetensors", state_tensors(state), {"step": str(state.step)})
-
-
-def _resume(folder: Path, state: TrainState) -> list[dict[str, Any]]:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return []
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-    load_state_tensors(state, load_tensors(path), step)
-    rows: list[dict[str, Any]] = pq.read_table(folder / "metrics.parquet").to_pylist()
-    return [row for row in rows if row["step"] <= step]
-
-
-def _finish(folder: Path, state: TrainState, config: Config, subcenters: int) -> None:
-    save_tensors(folder / "backbone.safetensors", state.backbone.state_dict())
-    save_tensors(folder / "head.safetensors", {"centers": state.head.unit_centers()})
-    settings = config.train
-    model = {
-        "backbone": settings.backbone,
-        "embedding_dim": settings.embedding_dim,
-        "input_px": settings.input_px,
-        "subcenters": subcenters,
-    }
-    write_json(folder / "model.json", model)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    for file in (folder / ".selection").iterdir():
-        file.unlink()
-    (folder / ".selection").rmdir()
 
 
 def read_classes(train_folder: Path) -> tuple[list[str], Tensor]:

@@ -1,10 +1,15 @@
 """Training on shards: batches in a fixed order, a killed training that ends the same, selections by the round before, weights to start from."""
 
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,12 +18,15 @@ import torch
 from safetensors.torch import save_file
 
 from arcface_core.backbones import build_backbone
+from arcface_core.training import StepMetrics, TrainState, training_steps
 from pipeline import tables
 from pipeline.config import Config, load
 from pipeline.embed import embed, read_embeddings
-from pipeline.errors import BadCheckpoint, BadConfig, BadCrawl
+from pipeline.errors import BadCheckpoint, BadConfig, BadCrawl, TrainingFailed
+from pipeline.fit import precision_of
 from pipeline.ingest import ingest
 from pipeline.models import load_into, load_tensors, pick_device
+from pipeline.ranks import process_count
 from pipeline.receipts import run_stage
 from pipeline.train import held_out, is_held_out, read_classes, train
 
@@ -169,6 +177,90 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(BadCheckpoint, match="holds more than tensors"):
         load_tensors(tmp_path / "evil.pt")
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_training_that_diverges_names_the_last_good_checkpoint(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = training_steps
+
+    def breaking(state: TrainState, *given: Any, **named: Any) -> Iterator[StepMetrics]:
+        for metrics in taken(state, *given, **named):
+            yield metrics
+            if metrics.step == 3:
+                with torch.no_grad():
+                    state.head.weight[0, 0] = torch.nan
+
+    monkeypatch.setattr("pipeline.fit.training_steps", breaking)
+    settings = config("train.checkpoint_steps=2")
+    with pytest.raises(
+        TrainingFailed, match=r"The loss is nan at step 4\. The last good checkpoint is that of step 2, (.*)\. The same comm"
+    ) as raised:
+        train(raw, tmp_path / "t", settings)
+    kept = Path(re.findall(r"step 2, (\S+)\. The", str(raised.value))[0])
+    copied = tmp_path / "kept.safetensors"
+    copied.write_bytes(kept.read_bytes())
+    monkeypatch.setattr("pipeline.fit.training_steps", taken)
+    told: list[int] = []
+    train(raw, tmp_path / "t", settings, progress=lambda done, _: told.append(done))
+    assert told[0] == 3 and pq.read_table(tmp_path / "t" / "metrics.parquet")["step"].to_pylist() == list(range(1, told[-1] + 1))
+    train(raw, tmp_path / "u", config(f"train.init={copied}", "train.learning_rate=0.01", "train.epochs=1"))
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = training_steps
+
+    def breaking(state: TrainState, *given: Any, **named: Any) -> Iterator[StepMetrics]:
+        for metrics in taken(state, *given, **named):
+            with torch.no_grad():
+                state.head.weight[0, 0] = torch.inf
+            yield metrics
+
+    monkeypatch.setattr("pipeline.fit.training_steps", breaking)
+    with pytest.raises(TrainingFailed, match=r"Weights are not finite after step 1 \(head.weight\)\. There is no checkpoint yet"):
+        train(raw, tmp_path / "t", config("train.checkpoint_steps=1"))
+
+
+def test_metrics_of_every_step_and_a_board(raw: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(raw, tmp_path / "t", config("train.tensorboard=true", "train.average_decay=0.9", "train.augment=['crop','colour']"))
+    metrics = pq.read_table(tmp_path / "t" / "metrics.parquet")
+    assert metrics.schema.equals(tables.METRICS_OF_TRAINING)
+    rows = metrics.to_pylist()
+    assert all(row["images_per_s"] > 0 and 0 <= row["wait_share"] <= 1 for row in rows)
+    assert math.isnan(rows[0]["dominant_share"]) and 0 <= rows[-1]["dominant_share"] <= 1
+    events = EventAccumulator(str(tmp_path / "t" / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_a_training_killed_after_its_last_step_is_finished_by_the_next(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between model.json and the receipt there is nothing to train."""
+    removed = shutil.rmtree
+    monkeypatch.setattr("pipeline.train.shutil.rmtree", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(raw, tmp_path / "t", config())
+    monkeypatch.setattr("pipeline.train.shutil.rmtree", removed)
+    told: list[int] = []
+    receipt = train(raw, tmp_path / "t", config(), progress=lambda done, _: told.append(done))
+    assert not told and receipt.counts["steps"] == pq.read_metadata(tmp_path / "t" / "metrics.parquet").num_rows
+    assert not (tmp_path / "t" / ".work").exists()
+
+
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process_count(config("device=cpu")) == 1 and process_count(config("device=cpu", "train.processes=3")) == 3
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 6)
+    assert process_count(config("device=cuda", "train.batch_size=128")) == 4, "those that can share the batch equally"
+    assert process_count(config("device=cuda:1")) == 1
+    with pytest.raises(BadConfig, match=r"train\.processes is 8, and device 'auto' stands for 6 GPUs"):
+        process_count(config("train.processes=8"))
+
+
+def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert precision_of("auto", torch.device("cpu")) is None and precision_of("bfloat16", torch.device("cpu")) is torch.bfloat16
+    for has, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation, has=has: has)
+        assert precision_of("auto", torch.device("cuda")) is wanted
 
 
 def test_nothing_to_train_on_is_said(raw: Path, tmp_path: Path) -> None:

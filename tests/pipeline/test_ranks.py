@@ -1,0 +1,94 @@
+"""A training over two processes (gloo): the losses of one process, what happens when a process dies, and that none outlives the stage."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Config, load
+from pipeline.errors import BadConfig, TrainingFailed
+from pipeline.ingest import ingest
+from pipeline.train import train
+
+SMALL = ["train.epochs=2", "train.input_px=16", "train.embedding_dim=16", "train.batch_size=16", "train.checkpoint_steps=2"]
+
+
+def config(*changed: str) -> Config:
+    return load(preset="demo", overrides=[*SMALL, "device=cpu", "workers=1", "ingest.samples_per_shard=20", *changed])
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_crawl: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks") / "raw"
+    ingest(tiny_crawl[0], folder, config())
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    values: list[float] = pq.read_table(folder / "metrics.parquet")["loss"].to_pylist()
+    return values
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Ids of the running processes that were started for a training below `folder`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"pipeline.ranks" in words and any(word.startswith(os.fsencode(folder)) for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_process_is_killed_and_the_rerun_ends_with_the_losses_of_one_process(raw: Path, tmp_path: Path) -> None:
+    train(raw, tmp_path / "one", config("train.processes=1"))
+    told = []
+
+    def progress(done: int, total: int) -> None:
+        told.append(total)
+        if done >= 3:
+            workers = [pid for pid in processes_of(tmp_path) if "torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_text()]
+            os.kill(workers[0], signal.SIGKILL)
+
+    two = config("train.processes=2")
+    with pytest.raises(TrainingFailed, match=r"Process \d of the training ended with code -9.*goes on from the last checkpoint"):
+        train(raw, tmp_path / "two", two, progress=progress)
+    assert not processes_of(tmp_path)
+    receipt = train(raw, tmp_path / "two", two)
+    alone, shared = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert receipt.counts["steps"] == len(alone) == told[0]
+    assert shared == pytest.approx(alone, rel=1e-4)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
+
+
+_STAGE = """
+import sys
+from pathlib import Path
+from pipeline.train import train
+from tests.pipeline.test_ranks import config
+train(Path(sys.argv[1]), Path(sys.argv[2]), config("train.processes=2", "train.epochs=1000"), progress=lambda done, _: print(done, flush=True))
+"""
+
+
+def test_no_process_outlives_a_stage_that_was_killed(raw: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", _STAGE, str(raw), str(tmp_path / "t")], stdout=subprocess.PIPE, text=True) as stage:
+        assert stage.stdout is not None
+        stage.stdout.readline()
+        assert len(processes_of(tmp_path)) == 3
+        stage.kill()
+    until = time.monotonic() + 60
+    while processes_of(tmp_path) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not processes_of(tmp_path)
+
+
+def test_what_a_process_refuses_is_raised_by_the_stage(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="A batch of 15 samples cannot be shared by 2 processes"):
+        train(raw, tmp_path / "t", config("train.processes=2", "train.batch_size=15"))

@@ -23,7 +23,7 @@ from pipeline.places import Location, located, recorded
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
 from pipeline.sources import SOURCES, recognise
 
-VERSION = 3
+VERSION = 4
 _NOT_BAD = {"ok", "duplicate", "forgotten"}
 
 
@@ -107,6 +107,8 @@ def _seal(folder: Path, crawl: str, config: IngestConfig) -> Counts:
     """Mark duplicates over all shards, write identities.parquet, and count."""
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(folder / ".spill")])
+        db.execute("SET memory_limit = '256MB'")
+        db.execute("SET threads = 2")  # each wants its share of it
         db.read_parquet(every(folder, "raw-*.parquet")).create_view("items")
         mark_duplicates(db, folder, config.near_duplicate_bits)
         with atomic(folder / "identities.parquet") as temporary:

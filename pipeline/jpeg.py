@@ -1,5 +1,6 @@
 """The header of a JPEG, read without decoding: what a fast decoder may take, and where the picture ends."""
 
+import re
 from dataclasses import dataclass
 
 MAX_SCANS = 100
@@ -7,6 +8,9 @@ MAX_SCANS = 100
 _MAX_STEPS = 10_000
 _NO_SEGMENT = {0xFF: 1, 0x00: 2, 0x01: 2, **dict.fromkeys(range(0xD0, 0xD8), 2)}
 """Fill bytes, escaped data, markers without a body: how many bytes to go on."""
+_MARKS = re.compile(rb"\xff[\xd9\xda]")
+_PRIVATE = {0xE1, *range(0xE3, 0xEE), 0xEF, 0xFE}
+"""What a picture can do without: EXIF and XMP with their places and times, thumbnails, captions, comments. Not JFIF, ICC profile, Adobe's."""
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}
 
@@ -24,6 +28,8 @@ class Header:
     """The EXIF block, `Exif\\0\\0` and on."""
     scan: int
     """Where the first scan's header begins."""
+    private: tuple[tuple[int, int], ...]
+    """(begin, end) of the segments before it that say something of people and places, and nothing of pixels."""
 
 
 def read_header(content: bytes) -> Header | None:
@@ -32,6 +38,7 @@ def read_header(content: bytes) -> Header | None:
     Raises ValueError: for more than 10,000 segments and fill bytes before the first scan.
     """
     at, frame, exif = 2, b"", None
+    private: list[tuple[int, int]] = []
     has_icc, other = False, False
     for _ in range(_MAX_STEPS):
         marker = content[at + 1] if at + 1 < len(content) and content[at] == 0xFF else 0xD9
@@ -44,6 +51,8 @@ def read_header(content: bytes) -> Header | None:
         if marker == 0xDA:
             break
         body = content[at + 4 : at + 2 + length]
+        if marker in _PRIVATE:
+            private.append((at, at + 2 + length))
         at += 2 + length
         if marker in _FRAMES and len(body) >= 6:
             other |= frame != b"" or marker not in _HUFFMAN_FRAMES
@@ -64,18 +73,26 @@ def read_header(content: bytes) -> Header | None:
         return None
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     is_ycc = frame[5] in {1, 3} and frame[6::3][: frame[5]] != b"RGB"
-    return Header(width, height, frame[0] == 8 and is_ycc and width > 0 and height > 0 and not other, has_icc, exif, at)
+    return Header(width, height, frame[0] == 8 and is_ycc and width > 0 and height > 0 and not other, has_icc, exif, at, tuple(private))
 
 
-def count_scans(content: bytes, start: int) -> int:
-    """Scan headers from `start` on, counted up to just above MAX_SCANS. In coded data FF is followed by 0, so FF DA is one."""
-    count, at = 0, content.find(b"\xff\xda", start)
-    while at >= 0 and count <= MAX_SCANS:
-        count, at = count + 1, content.find(b"\xff\xda", at + 2)
-    return count
+def without(content: bytes, spans: tuple[tuple[int, int], ...]) -> bytes:
+    """`content` without these parts, (begin, end) in order."""
+    edges = [0, *(edge for span in spans for edge in span), len(content)]
+    return b"".join(content[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True)) if spans else content
 
 
-def end_of(content: bytes, start: int) -> int:
-    """Where the first FF D9 from `start` on ends, else the length. A table between the scans of a progressive picture may hold one: try."""
-    found = content.find(b"\xff\xd9", start)
-    return found + 2 if found >= 0 else len(content)
+def scans_and_end(content: bytes, start: int) -> tuple[int, int]:
+    """Scan headers (FF DA) from `start` on, counted up to just above MAX_SCANS, and where the first FF D9 ends, else the length.
+
+    In coded data FF is followed by 0, so these are markers. A table between the scans of a progressive picture may hold an FF D9: try.
+    """
+    scans, end = 0, 0
+    for found in _MARKS.finditer(content, start):
+        if found[0] == b"\xff\xda":
+            scans += 1
+            if scans > MAX_SCANS:
+                break
+        elif not end:
+            end = found.end()
+    return scans, end or len(content)

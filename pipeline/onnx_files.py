@@ -25,8 +25,8 @@ _GRAPH, _NODE, _NODE_INPUT, _NODE_OUTPUT, _OP_TYPE = 7, 1, 1, 2, 4
 _MAX_DEPTH = 40
 
 
-def check(name: str, content: bytes) -> None:
-    """Raise BadInput unless the bytes are an ONNX model that holds all of its weights. `name` says which file, in messages."""
+def check(name: str, content: bytes, *, see: str) -> None:
+    """Raise BadInput unless the bytes are an ONNX model that holds all of its weights. `name` says which file, in messages, `see` where to read on."""
     try:
         fields = list(_fields(content, 0, len(content)))
         graphs = [field for field in fields if field[0] == 7 and field[1] == 2]
@@ -34,11 +34,11 @@ def check(name: str, content: bytes) -> None:
             raise ValueError("no graph in it")
         outside = _asks_for_files(content, "model", 0, len(content), 0)
     except (ValueError, IndexError) as error:
-        raise BadInput(f"{name} is no ONNX model ({error}). Give the .onnx file itself.") from error
+        raise BadInput(f"{name} is no ONNX model ({error}). Give the .onnx file itself. See {see}.") from error
     if outside:
         raise BadInput(
             f"{name} keeps weights in other files, whose content its SHA-256 does not cover. Save the model as one file: "
-            "onnx.save_model(onnx.load(PATH), NEW_PATH, save_as_external_data=False)."
+            f"onnx.save_model(onnx.load(PATH), NEW_PATH, save_as_external_data=False). See {see}."
         )
 
 

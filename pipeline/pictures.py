@@ -1,8 +1,8 @@
 """Bytes of a crawl to upright RGB pixels, or the reason why not. The bytes are hostile until decoded.
 
-Pillow's full `load()` is the judge of what is whole. Plain JPEGs are decoded by simplejpeg in its strict mode first, which refuses whatever
-libjpeg has a word to say about: what it accepts, Pillow accepts, with the same pixels (a test cuts and flips thousands of files); what it
-refuses goes to Pillow. Before any decoder runs we look at the first bytes ourselves: they choose the one decoder that may try, and files made
+Pillow's full `load()` is the judge of what is whole, but for data missing before a JPEG's end marker, which it takes for grey. Plain JPEGs are
+decoded by simplejpeg in its strict mode first, which refuses whatever libjpeg has a word to say about: what it accepts, Pillow accepts, with
+the same pixels (a test cuts and flips thousands of files); what it refuses otherwise goes to Pillow. Before any decoder runs we look at the first bytes ourselves: they choose the one decoder that may try, and files made
 of endless tiny parts, which cost a decoder written in Python minutes, are refused.
 """
 
@@ -31,6 +31,7 @@ _MAX_RLE_PIXELS = 4_000_000
 _USUAL_SCANS = 20
 """Each scan of a progressive JPEG is a pass over all of its pixels: no more passes than these over the largest picture allowed."""
 _ORIENTATION = 0x0112
+_MISSING_DATA = "premature end of data segment"  # libjpeg's words
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels: white, as on most pages that such pictures come from."""
 
@@ -45,7 +46,8 @@ class Picture:
     """Width and height as crawled, before the orientation is applied."""
     notes: tuple[str, ...]
     jpeg: bytes | None
-    """The file without what trails it, when it is a JPEG whose pixels are `pixels` as they stand; else None."""
+    """The file without what trails it and without EXIF, XMP, captions and comments, when it is a JPEG whose pixels are `pixels` as they stand;
+    else None."""
 
 
 class Refused(Exception):  # noqa: N818 - a finding, which becomes a row; no error
@@ -75,24 +77,29 @@ def decode(content: bytes, config: IngestConfig) -> Picture:
         except ValueError as error:
             raise Refused("bomb", str(error)) from error
         size = (facts.width, facts.height) if facts else None
-        scans = jpeg.count_scans(content, facts.scan if facts else 0)
+        scans, end = jpeg.scans_and_end(content, facts.scan if facts else 0)
         if scans > jpeg.MAX_SCANS or (size and scans * size[0] * size[1] > _USUAL_SCANS * config.max_pixels):
             raise Refused("bomb", f"{scans} scans or more", size)
         if facts is not None and facts.is_plain:
             _check_size((facts.width, facts.height), config)
-            fast = plain_jpeg(content, facts)
+            fast = plain_jpeg(content, facts, end)
             if fast is not None:
                 return fast
     return _by_pillow(content, form, config)
 
 
-def plain_jpeg(content: bytes, facts: jpeg.Header) -> Picture | None:
-    """A plain JPEG by the fast decoder; None when that has anything to complain about, which leaves it to Pillow."""
-    whole = content[: jpeg.end_of(content, facts.scan)]
+def plain_jpeg(content: bytes, facts: jpeg.Header, end: int) -> Picture | None:
+    """A plain JPEG by the fast decoder; None when that has anything to complain about, which leaves it to Pillow.
+
+    Raises Refused: `truncated`, where data are missing before an end that is there, which Pillow fills with grey.
+    """
+    whole = content[:end]
     try:
         pixels = simplejpeg.decode_jpeg(whole, colorspace="RGB", strict=True)
-    except ValueError:
-        return None  # Pillow decides
+    except ValueError as error:
+        if _MISSING_DATA not in str(error) or not whole.endswith(b"\xff\xd9"):
+            return None  # Pillow decides
+        raise Refused("truncated", "the picture's data end before the picture does", (facts.width, facts.height)) from error
     if pixels.shape != (facts.height, facts.width, 3):
         return None
     orientation = 1
@@ -105,7 +112,9 @@ def plain_jpeg(content: bytes, facts: jpeg.Header) -> Picture | None:
     pixels = _upright(pixels, orientation, notes)
     if len(whole) < len(content):
         notes.append(f"{len(content) - len(whole)} bytes after the end of the picture")
-    return Picture(pixels, (facts.width, facts.height), tuple(notes), whole if orientation not in _TURNS else None)
+    return Picture(
+        pixels, (facts.width, facts.height), tuple(notes), jpeg.without(whole, facts.private) if orientation not in _TURNS else None
+    )
 
 
 def _by_pillow(content: bytes, form: str, config: IngestConfig) -> Picture:

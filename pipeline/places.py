@@ -302,7 +302,8 @@ def _read(file: BinaryIO, limit: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
     if size > limit:
         raise web.TooLarge(size, limit)
-    return file.read(limit + 1)[:limit]
+    content = file.read(size + 1)  # asked for the limit, Python makes room for all of it first
+    return content if len(content) <= size else (content + file.read(limit))[:limit]  # it grew since
 
 
 def _local_entry(path: str, found: os.stat_result) -> Entry:

@@ -56,7 +56,7 @@ def read_file(path: str, setting: str) -> bytes:
 def read_model(config: IngestConfig) -> bytes:
     """The bytes of `ingest.detector_model`, an ONNX file that holds all of its weights."""
     content = read_file(config.detector_model or "", "detector_model")
-    onnx_files.check(str(config.detector_model), content)
+    onnx_files.check(str(config.detector_model), content, see="docs/faces.md")
     return content
 
 

@@ -41,7 +41,7 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
     if path.stat().st_size >= _MAX_BYTES:
         raise BadInput(f"{path} has {path.stat().st_size} bytes, and an ONNX file has less than {_MAX_BYTES}. {_ADVICE}")
     content = path.read_bytes()
-    onnx_files.check(str(path), content)
+    onnx_files.check(str(path), content, see="docs/models.md")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4

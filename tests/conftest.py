@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)  # tests work on small tensors, where a second thread only waits for the first
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+settings.register_profile("without a clock", deadline=None)  # a busy machine is no defect
+settings.load_profile("without a clock")
 
 
 @pytest.fixture(scope="session")

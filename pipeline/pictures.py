@@ -2,8 +2,9 @@
 
 Pillow's full `load()` is the judge of what is whole, but for data missing before a JPEG's end marker, which it takes for grey. Plain JPEGs are
 decoded by simplejpeg in its strict mode first, which refuses whatever libjpeg has a word to say about: what it accepts, Pillow accepts, with
-the same pixels (a test cuts and flips thousands of files); what it refuses otherwise goes to Pillow. Before any decoder runs we look at the first bytes ourselves: they choose the one decoder that may try, and files made
-of endless tiny parts, which cost a decoder written in Python minutes, are refused.
+the same pixels (a test cuts and flips thousands of files); what it refuses otherwise goes to Pillow. Before any decoder runs we look at the
+first bytes ourselves: they choose the one decoder that may try, and files made of endless tiny parts, which cost a decoder written in Python
+minutes, are refused.
 """
 
 import contextlib

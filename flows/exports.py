@@ -1,7 +1,8 @@
-"""The command that hands on what was kept: `export`, anew from the decisions, or in another form."""
+"""The commands that hand on what was kept: `export`, anew from the decisions or in another form, and `verify`."""
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.errors import BadConfig, BadInput
+from pipeline.errors import BadConfig, BadInput, BadShard
 from pipeline.receipts import Progress as Report
 
 if TYPE_CHECKING:
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 
 _out = Console()
 _Form = Group("Export", help="With --to and --out: write what was kept in another form. docs/exports.md shows each.")
+_MOST = 100
+"""Findings that are printed."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def add_to(app: App) -> None:
     """Put these commands into the program."""
     app.command(export)
+    app.command(verify)
 
 
 def export(
@@ -126,3 +131,35 @@ def _bar(name: str) -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         bar = bars.add_task(name, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def verify(
+    place: str,
+    *,
+    workers: Annotated[int, Parameter(validator=Number(gte=0), help="Processes; 0 is one per core.")] = 0,
+) -> None:
+    """Check every file of a run, of its raw/ or clean/, or of an export, against what it says that it holds. Exit code 1 when something is wrong.
+
+    Parameters
+    ----------
+    place:
+        A folder, or a URL such as s3://bucket/prefix.
+    """
+    from pipeline.verify import advice
+    from pipeline.verify import verify as look
+
+    started = time.perf_counter()
+    with _bar("verify") as progress:
+        found = look(place, workers=workers, progress=progress)
+    for one in found.findings[:_MOST]:
+        _out.print(f"{escape(one.name)}: {escape(one.what)}", highlight=False, soft_wrap=True)
+    if len(found.findings) > _MOST:
+        _out.print(f"... and {len(found.findings) - _MOST:,} more", highlight=False)
+    if found.findings:
+        raise BadShard(f"{len(found.findings):,} of {found.files:,} files of {place} are not as they should be. {advice(place)}")
+    seconds = time.perf_counter() - started
+    _out.print(
+        f"{place}: {found.files:,} files, {found.bytes / 1e6:,.1f} MB, all as they should be ({seconds:.1f} s)",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -112,7 +112,7 @@ def _write_shard(layout: RunLayout, first: int, planted: list[Planted], rounds: 
         for position, item in enumerate(planted, first):
             content = crop(position)
             key = sample_id(item.identity, content)
-            offset = shard.add(key, {"jpg": content})["jpg"] if item.status == "ok" else None
+            offset = shard.add(key, {"jpg": content, "json": b"{}"})["jpg"] if item.status == "ok" else None
             base = {
                 "sample_id": key,
                 "identity": item.identity,

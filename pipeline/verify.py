@@ -1,0 +1,184 @@
+"""What a folder of shards holds against what it says that it holds: raw/, clean/, a whole run, or an export; on a disk or at a URL.
+
+Every file is hashed; of a tar the keys are compared with its twin, of a Parquet file the rows are counted, of an image folder every picture is
+hashed; and what is there without being told of is found too. Nothing is changed. Twins of raw/ and clean/ have no SHA-256 of their own: they are
+read, and their keys have to be those of their tar, which is proven.
+"""
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import places
+from pipeline.config import IngestConfig
+from pipeline.errors import BadInput
+from pipeline.fanout import fan_out
+from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, name_hash
+from pipeline.places import Location, join
+from pipeline.receipts import Progress
+from pipeline.sources.base import uri_text
+
+DATASET = "dataset.json"
+_WITHOUT_HASH = {DATASET, "_receipt.json"}
+
+
+@dataclass
+class Verified:
+    """What was looked at, and all that is wrong."""
+
+    files: int = 0
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+def verify(place: Location, *, workers: int = 0, progress: Progress | None = None) -> Verified:
+    """What is wrong with a folder; no findings when all is well.
+
+    Raises BadInput: when there is nothing, or nothing that tells what it holds. BadCrawl: when a store cannot be asked.
+    """
+    root = places.located(place)
+    if not places.is_folder(root, READ):
+        raise BadInput(f"There is no folder at {place}.")
+    is_run = places.facts(join(root, "run.json"), READ) is not None
+    parts = [f"{name}/" for name in ("raw", "clean") if places.is_folder(join(root, name), READ)] if is_run else [""]
+    folders = [_Folder.of(join(root, part.rstrip("/"))) for part in parts]
+    checked = iter(fan_out(check, [one for folder in folders for one in folder.expected], workers=workers, progress=progress))
+    whole = Verified()
+    for part, folder in zip(parts, folders, strict=True):
+        mine = list(itertools.islice(checked, len(folder.expected)))
+        whole.files += sum(one.files for one in mine)
+        whole.bytes += sum(one.bytes for one in mine)
+        found = [finding for one in mine for finding in one.findings] + _counts(folder) + _not_told_of(folder, mine)
+        whole.findings += sorted(Finding(part + one.name, one.what) for one in found)
+    return whole
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """One folder of shards, and what is told of it."""
+
+    root: str
+    told: dict[str, Any] | None
+    """dataset.json, which raw/ has not."""
+    form: str | None
+    """Of an export."""
+    expected: list[Expected]
+
+    @classmethod
+    def of(cls, root: str) -> Self:
+        told = _dataset(root)
+        form = str(told.get("format")) if told and "files" in told else None
+        return cls(root, told, form, _raw(root) if told is None else _of_dataset(root, told, form))
+
+
+def _dataset(root: str) -> dict[str, Any] | None:
+    try:
+        told = json.loads(places.read_file(join(root, DATASET), IngestConfig(max_item_bytes=2**31)))
+        if not isinstance(told, dict) or not {"files", "shards"} & set(told):
+            raise BadInput(f"{join(root, DATASET)} tells of no files. It is not one of ours.")
+        return told
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{join(root, DATASET)} cannot be read: {error}. It is damaged, or not one of ours.") from error
+
+
+def _raw(root: str) -> list[Expected]:
+    names = sorted(entry.path for entry in places.children(root) if entry.path.startswith("raw-") and entry.path.endswith(".parquet"))
+    if not names:
+        raise BadInput(f"{root} has neither {DATASET} nor raw shards. Give a run folder, its raw/ or clean/, or an export.")
+    return [_tar(root, name.removesuffix(".parquet"), {}) for name in names]
+
+
+def _of_dataset(root: str, told: dict[str, Any], form: str | None) -> list[Expected]:
+    try:
+        if form is None:
+            return [_tar(root, shard["name"].removesuffix(".tar"), shard) for shard in told["shards"]]
+        return [_exported(root, form, one) for one in told["files"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{join(root, DATASET)} does not tell of files as ours do ({error}). It is damaged, or not one of ours.") from error
+
+
+def _tar(root: str, stem: str, told: dict[str, Any]) -> Expected:
+    return Expected(root, f"{stem}.tar", "tar", told.get("bytes"), told.get("sha256"), told.get("samples"))
+
+
+def _exported(root: str, form: str, told: dict[str, Any]) -> Expected:
+    name = str(told["name"])
+    kind: Literal["tar", "parquet", "pictures", "lines", "bytes"] = "bytes"
+    if name.endswith(".tar"):
+        kind = "tar"
+    elif name.endswith(".parquet"):
+        kind = "pictures" if form == "imagefolder" else "parquet"
+    elif name.endswith(".lst"):
+        kind = "lines"
+    return Expected(root, name, kind, told["bytes"], told["sha256"], told.get("samples"))
+
+
+def _counts(folder: _Folder) -> list[Finding]:
+    """What is wrong with the list of identities, against dataset.json."""
+    root, told, form = folder.root, folder.told, folder.form
+    if told is None:
+        return []
+    try:
+        if form is None:
+            with places.open_seekable(join(root, "identities.parquet"), READ) as file:
+                samples = sum(pq.read_table(file, columns=["samples"])["samples"].to_pylist())
+            wrong = Finding("identities.parquet", f"has {samples} samples, {told['samples']} are told of")
+            return [] if samples == told["samples"] else [wrong]
+        splits = _splits(root)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        return [Finding("identities.json" if form else "identities.parquet", f"cannot be read: {in_words(error)}")]
+    wanted = {name: (one["identities"], one["samples"]) for name, one in told["splits"].items()}
+    return [] if splits == wanted else [Finding("identities.json", f"has (identities, samples) {splits}, {wanted} are told of")]
+
+
+def _splits(root: str) -> dict[str, tuple[int, int]]:
+    """split -> (identities, samples) of identities.json, a line at a time."""
+    found: dict[str, tuple[int, int]] = {}
+    split = ""
+    with places.open_file(join(root, "identities.json"), READ) as file:
+        for line in file:
+            text = line.strip().rstrip(b",")
+            if text.startswith(b'"'):
+                split = json.loads(text.partition(b":")[0])
+                found[split] = 0, 0
+            elif text.startswith(b'{"'):
+                row = json.loads(text)
+                identities, samples = found[split]
+                if row["class_index"] != identities:
+                    raise ValueError(f"class index {row['class_index']} stands where {identities} is to be")
+                found[split] = identities + 1, samples + row["samples"]
+    return found
+
+
+def _not_told_of(folder: _Folder, checked: list[Checked]) -> list[Finding]:
+    """Files that are there and should not be."""
+    expected = {one.name for one in folder.expected}
+    allowed = expected | _WITHOUT_HASH
+    if folder.form is None:
+        allowed |= {f"{name.removesuffix('.tar')}.parquet" for name in expected} | {"identities.parquet", "listing.parquet"}
+    pictures = [one.pictures for one in checked if one.pictures is not None]
+    known = np.sort(np.concatenate(pictures)) if pictures else np.empty(0, np.uint64)
+    findings = []
+    for entry in places.walk(folder.root):
+        if entry.path in allowed:
+            continue
+        place = np.searchsorted(known, np.uint64(name_hash(entry.path))) if len(known) else 0
+        if place >= len(known) or int(known[place]) != name_hash(entry.path):
+            findings.append(Finding(uri_text(entry.path), "is there, and nothing tells of it"))
+    return findings
+
+
+def advice(place: Location) -> str:
+    """What to do about findings."""
+    name = Path(str(place)).name
+    if name in {"raw", "clean"}:
+        return f"Remove {place} and give the same `purify run` again: it will be made anew."
+    return "Of a run, remove raw/ or clean/ and give the same `purify run` again; write an export again."

@@ -1,0 +1,183 @@
+"""All is well with what was just written; and each thing that is then done to it, to any file of any form, is found and named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows import cli
+from pipeline.errors import BadInput
+from pipeline.exporters import EXPORTERS
+from pipeline.exporters.base import Wanted
+from pipeline.exporters.stage import export_to
+from pipeline.layout import RunLayout
+from pipeline.shards import read_facts, write_twin
+from pipeline.verify import verify
+from tests.pipeline.clean_run import write_clean_run
+
+KINDS = ["raw", "clean", *EXPORTERS]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each kind."""
+    root = tmp_path_factory.mktemp("verify")
+    run: RunLayout = write_clean_run(root / "run")
+    for form in EXPORTERS:
+        export_to(run.clean, root / form, Wanted(form=form, samples_per_shard=9, val=0.4), workers=1)
+    return {"raw": run.raw, "clean": run.clean, **{form: root / form for form in EXPORTERS}}
+
+
+@pytest.fixture
+def copied(whole: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    shutil.copytree(whole[request.param], tmp_path / "it")
+    return tmp_path / "it"
+
+
+def wrong(place: Path) -> dict[str, str]:
+    return {one.name: one.what for one in verify(place, workers=1).findings}
+
+
+def files_of(place: Path) -> list[Path]:
+    """All but the receipt, whose seconds nothing depends on."""
+    return sorted(path for path in place.rglob("*") if path.is_file() and path.name not in {"_receipt.json", "dataset.json"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_wrong_with_what_was_just_written(whole: dict[str, Path], kind: str) -> None:
+    found = verify(whole[kind], workers=1)
+    assert found.findings == []
+    told = [
+        path
+        for path in files_of(whole[kind])
+        if path.name != "identities.parquet" and not (kind in {"raw", "clean"} and path.suffix == ".parquet")
+    ]
+    assert (found.files, found.bytes) == (len(told), sum(path.stat().st_size for path in told))
+
+
+def test_a_run_is_its_raw_and_its_clean_shards_and_processes_find_the_same(whole: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(whole["raw"].parent, tmp_path / "run")
+    for name in ("raw/raw-000001.tar", "clean/clean-000002.tar"):
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    found = verify(tmp_path / "run", workers=2)
+    assert {one.name for one in found.findings} == {"raw/raw-000001.tar", "clean/clean-000002.tar"}
+    assert found == verify(tmp_path / "run", workers=1)
+
+
+@pytest.mark.parametrize("copied", KINDS, indirect=True)
+def test_every_flipped_bit_is_found(copied: Path) -> None:
+    is_unproven = any((copied / name).exists() for name in ("raw-000000.tar", "clean-000000.tar"))
+    for path in files_of(copied):
+        before = path.read_bytes()
+        for place in {0, len(before) // 2, len(before) - 1}:
+            path.write_bytes(before[:place] + bytes([before[place] ^ 4]) + before[place + 1 :])
+            found = wrong(copied)
+            if is_unproven and path.suffix == ".parquet" and not found:  # these have no hash of their own
+                continue
+            assert any(name in {path.relative_to(copied).as_posix(), path.with_suffix(".tar").name} for name in found), (path, place, found)
+        path.write_bytes(before)
+    assert wrong(copied) == {}
+
+
+@pytest.mark.parametrize("copied", KINDS, indirect=True)
+def test_what_is_cut_gone_or_too_much_is_found(copied: Path) -> None:
+    for path in files_of(copied):
+        name = path.relative_to(copied).as_posix()
+        names = {name, path.with_suffix(".tar").name}
+        before = path.read_bytes()
+        if path.name != "identities.parquet" or copied.joinpath("dataset.json").exists():
+            path.write_bytes(before[:-3])
+            assert names & set(wrong(copied)), name
+            path.unlink()
+            assert names & set(wrong(copied)) or path.suffix == ".parquet", name
+            path.write_bytes(before)
+    (copied / "notes.txt").write_text("mine")
+    (copied / "extra").mkdir()
+    (copied / "extra" / ("a\nb" + ".jpg")).touch()
+    (copied / "link").symlink_to("notes.txt")
+    strange = "is there, and nothing tells of it"
+    assert wrong(copied) == {"notes.txt": strange, "extra/a\\x0ab.jpg": strange, "link": strange}
+
+
+@pytest.mark.parametrize("copied", ["webdataset"], indirect=True)
+def test_a_tar_whose_twin_tells_otherwise_is_found(copied: Path) -> None:
+    twin = copied / "train-000000.parquet"
+    table, facts = pq.read_table(twin), read_facts(twin)
+    key = table["sample_id"][0].as_py()
+    swapped = table.take([1, 0, *range(2, table.num_rows)])
+    for changed, message in (
+        (table.slice(0, 8), "holds"),
+        (
+            swapped.set_column(0, table.schema.field(0), swapped["sample_id"]).set_column(9, table.schema.field(9), table["crop_offset"]),
+            "holds",
+        ),
+        (table.set_column(2, table.schema.field(2), pa.array([99] * 9, pa.int32())), f"has class b'0' for '{key}.cls', its twin 99"),
+        (pa.concat_tables([table, table.slice(0, 1).set_column(9, table.schema.field(9), pa.array([10**9], pa.int64()))]), "ends before"),
+    ):
+        write_twin(twin, changed, facts)
+        found = wrong(copied)
+        assert message in found["train-000000.tar"] or "holds" in found["train-000000.tar"], found
+        assert "SHA-256" in found["train-000000.parquet"] or "bytes" in found["train-000000.parquet"]
+
+
+@pytest.mark.parametrize("copied", ["imagefolder"], indirect=True)
+def test_pictures_of_a_folder_are_told_one_by_one(copied: Path) -> None:
+    first, second, third = sorted((copied / "train" / "Ada").iterdir())[:3]
+    first.write_bytes(first.read_bytes() + b"x")
+    content = second.read_bytes()
+    second.unlink()
+    (copied / "train" / "Ada" / "stranger.jpg").write_bytes(content)
+    third.unlink()
+    third.symlink_to("stranger.jpg")
+    found = wrong(copied)
+    assert found[f"train/Ada/{first.name}"] == "has other bytes than its row tells of"
+    assert found[f"train/Ada/{second.name}"] == "is not there"
+    assert found["train/Ada/stranger.jpg"] == "is there, and nothing tells of it"
+    assert "link" in found[f"train/Ada/{third.name}"] and len(found) == 4
+
+
+@pytest.mark.parametrize("copied", ["parquet"], indirect=True)
+def test_what_is_told_of_may_be_wrong_itself(copied: Path, tmp_path: Path) -> None:
+    page = copied / "dataset.json"
+    told = json.loads(page.read_text())
+    (tmp_path / "secret").write_text("x")
+    first = told["files"][0]
+    page.write_text(
+        json.dumps(told | {"files": [first | {"samples": 1}, {"name": "../secret", "bytes": 1, "sha256": "0"}, *told["files"][1:]]})
+    )
+    assert wrong(copied) == {first["name"]: "has 9 rows, 1 samples are told of", "../secret": "leads out of the folder"}
+    page.write_text(json.dumps(told | {"splits": {"train": {"identities": 1, "samples": 1}}}))
+    assert "are told of" in wrong(copied)["identities.json"]
+    for text, message in (
+        ("{", "cannot be read"),
+        ("[]", "tells of no files"),
+        ('{"files": [{}]}', "does not tell of files"),
+        ('{"format": "x", "files": 3}', "does not"),
+    ):
+        page.write_text(text)
+        with pytest.raises(BadInput, match=message):
+            verify(copied, workers=1)
+
+
+def test_what_tells_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="There is no folder at"):
+        verify(tmp_path / "none")
+    with pytest.raises(BadInput, match=r"neither dataset.json nor raw shards"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize("copied", ["clean"], indirect=True)
+def test_the_command_prints_what_is_wrong_and_ends_with_1(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["verify", str(copied), "--workers", "1"])
+    assert not ended.value.code and "all as they should be" in " ".join(capsys.readouterr().out.split())
+    (copied / "[red]x").touch()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["verify", str(copied), "--workers", "1"])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and "[red]x: is there, and nothing tells of it" in said.out
+    assert "1 of 7 files" in " ".join(said.err.split()) and "write an export again" in " ".join(said.err.split())

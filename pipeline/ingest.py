@@ -107,7 +107,7 @@ def _seal(folder: Path, crawl: str, config: IngestConfig) -> Counts:
     """Mark duplicates over all shards, write identities.parquet, and count."""
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(folder / ".spill")])
-        db.execute("SET memory_limit = '256MB'")
+        db.execute("SET memory_limit = '512MB'")
         db.execute("SET threads = 2")  # each wants its share of it
         db.read_parquet(every(folder, "raw-*.parquet")).create_view("items")
         mark_duplicates(db, folder, config.near_duplicate_bits)

@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -306,7 +307,10 @@ def _write_verdicts(
     columns = {name: table[name] for name in table.column_names if name not in EVIDENCE_ONLY}
     columns["copy_of"] = pa.array([gathered.within.key_N[copy].decode() if copy >= 0 else None for copy in copy_N.tolist()], pa.string())
     columns |= {"noise_probability": pa.array(noise_N.numpy(), pa.float32()), "verdict": pa.array(verdicts), "reason": pa.array(reasons)}
-    judgements = pa.Table.from_arrays([columns[name] for name in tables.NOISE.names], schema=tables.NOISE)
+    # An angle that is not there is null on disk: SQL takes NaN for larger than all numbers.
+    known_columns = [pc.if_else(pc.is_nan(columns[f.name]), None, columns[f.name]) if pa.types.is_floating(f.type) else columns[f.name]
+                     for f in tables.NOISE]  # fmt: skip
+    judgements = pa.Table.from_arrays(known_columns, schema=tables.NOISE)
     with atomic(out) as temporary:
         pq.write_table(judgements, temporary, compression="zstd")
     return judgements.select(["verdict", "reason"])

@@ -171,7 +171,7 @@ _EVIDENCE = [
     _field(
         "consensus_angle_deg",
         pa.float32(),
-        "angle to the consensus of the identity's other samples; null or NaN when there are none",
+        "angle to the consensus of the identity's other samples; null when there are none",
         unit=_DEGREES,
         direction="lower is better",
     ),

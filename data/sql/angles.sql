@@ -9,6 +9,6 @@ SELECT
     count(*) FILTER (WHERE verdict = 'review') AS review,
     count(*) FILTER (WHERE nearest_subcenter <> dominant_subcenter) AS nondominant
 FROM manifest
-WHERE angle_deg IS NOT NULL AND NOT isnan(angle_deg)
+WHERE angle_deg IS NOT NULL
 GROUP BY from_deg
 ORDER BY from_deg

@@ -2,7 +2,7 @@
 WITH judged AS (
     SELECT identity, CAST(greatest(ceil(angle_deg), 60) AS INTEGER) AS degree, count(*) AS samples
     FROM manifest
-    WHERE status = 'ok' AND angle_deg IS NOT NULL AND NOT isnan(angle_deg)
+    WHERE status = 'ok' AND angle_deg IS NOT NULL
     GROUP BY ALL
 ),
 added AS (

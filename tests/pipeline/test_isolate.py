@@ -1,6 +1,7 @@
 """The isolate stage on embeddings with planted answers: verdicts, proposals, near duplicates, small identities, buckets, rounds."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def judge(root: Path, samples: list[Sample], *settings: str, per_shard: int = 10
     folders = sealed("raw", raw), sealed("train", train), sealed("embeddings", embeddings)
     isolate(*folders, root / "noise", config, previous=previous)
     rows = pa.concat_tables([pq.read_table(path) for path in sorted((root / "noise").glob("raw-*.parquet"))]).to_pylist()
+    assert not any(isinstance(value, float) and math.isnan(value) for row in rows for value in row.values()), "SQL takes it for infinite"
     return sorted(rows, key=lambda row: str(row["source_uri"]))
 
 

@@ -53,6 +53,10 @@ def run(
     init: Annotated[
         Path | None, Parameter(group=_Settings, help="Backbone weights to start from: .safetensors, or insightface's .pt.")
     ] = None,
+    embedder: Annotated[
+        Path | None,
+        Parameter(group=_Settings, help="A model to purify with, in place of training: .onnx, weights, or a run (docs/models.md)."),
+    ] = None,
     holdout: Annotated[
         float | None, Parameter(group=_Settings, help="Share of the identities held out of training, to evaluate on.")
     ] = None,
@@ -106,6 +110,7 @@ def run(
     """
     overrides = list(set_ or [])
     overrides += [f"train.init={init}"] if init else []
+    overrides += [f"embedder.model={json.dumps(str(embedder))}"] if embedder else []
     overrides += [f"ingest.source={source}"] if source else []
     overrides += [f"evaluate.holdout={holdout}"] if holdout is not None else []
     overrides += [f"protect.sets={json.dumps([str(path) for path in protect])}"] if protect else []
@@ -219,8 +224,11 @@ def synthesize(
 def _purify(crawl: Location, run: Path, config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     from flows.purify import purify
+    from pipeline.embedders import locate
     from pipeline.sources import recognise
 
+    if config.embedder.model is not None:
+        locate(Path(config.embedder.model), config.embedder)
     recognise(located(crawl), config.ingest)  # before Prefect's server takes its half a minute to start
     record: dict[str, Any] = purify(crawl, run, config)
     return record | {"wall_seconds": time.perf_counter() - started}
@@ -245,8 +253,10 @@ def _render_once(wanted: dict[str, Any], made: Path) -> None:
 
 def _plan(crawl: str, run: Path, config: Config) -> None:
     from pipeline.config import as_dict
+    from pipeline.embedders import load_embedder
     from pipeline.faces import inputs
     from pipeline.layout import RunLayout
+    from pipeline.models import pick_device
     from pipeline.receipts import read
     from pipeline.sources import recognise
 
@@ -254,6 +264,12 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
     _out.print(f"{recorded(crawl)}: a crawl in the form '{recognise(located(crawl), config.ingest)}'", highlight=False, soft_wrap=True)
     layout = RunLayout(run)
     folders = [layout.raw]
+    if config.embedder.model is not None:
+        embedder = load_embedder(Path(config.embedder.model), pick_device(config.device), config.embedder)
+        _out.print(
+            f"{config.embedder.model}: {embedder.name}, {embedder.input_px} px, {embedder.dim} dimensions, SHA-256 {embedder.sha256}"
+        )
+        folders.append(layout.embedder)
     for number in range(1, config.rounds + 1):
         one = layout.round(number)
         folders += [one.train, one.embeddings, one.noise]

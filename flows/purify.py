@@ -1,4 +1,4 @@
-"""Purify a crawl: ingest, rounds of train + embed + isolate, manifest, export, evaluate, audit.
+"""Purify a crawl: ingest, rounds of train + embed + isolate (or, by a model that is given, of embed + centers + isolate), manifest, export, evaluate, audit.
 
 Run by path (`python flows/purify.py CRAWL RUN`), by `purify run`, or as the Prefect entrypoint `flows/purify.py:purify`.
 """
@@ -14,10 +14,10 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from flows import tasks  # first: it sets Prefect's environment
 from pipeline.config import Config, validate
 from pipeline.errors import PurifyError
-from pipeline.layout import RunLayout
+from pipeline.layout import RoundLayout, RunLayout
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
-from pipeline.run_folder import claimed, forget_rounds_after, read_record, write_record
+from pipeline.run_folder import claimed, read_record, remove_what_is_not_of, write_record
 
 
 @flow(name="purify", persist_result=False)
@@ -60,23 +60,38 @@ def export(run: Path) -> dict[str, Any]:
 
 
 def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, Receipt]]:
-    done = [("ingest", tasks.ingest(crawl, run, config))]
+    is_given = config.embedder.model is not None
+    done = [("embedder", tasks.adopt(run, config))] if is_given else []
+    done.append(("ingest", tasks.ingest(crawl, run, config)))
     rounds = [run.round(number) for number in range(1, config.rounds + 1)]
     kept_by: Path | None = None
     for this in rounds:
-        done.append((f"round {this.number} train", tasks.train(run, this, config, kept_by)))
-        done.append((f"round {this.number} embed", tasks.embed(run, this, config)))
+        done += (_by_given if is_given else _by_training)(run, this, config, kept_by)
         done.append((f"round {this.number} isolate", tasks.isolate(run, this, config, kept_by)))
         kept_by = this.noise
-    forget_rounds_after(run, config.rounds)
+    remove_what_is_not_of(run, config)
     if config.protect.sets:
         done.append(("protect", tasks.protect(run, rounds[-1], config)))
     done.append(("manifest", tasks.manifest(run, rounds[-1], config)))
     done.append(("export", tasks.export(run, config)))
-    done.append(("evaluate", tasks.evaluate(run, rounds, config)))
+    done.append(("evaluate", tasks.evaluate(run, rounds[-1:] if is_given else rounds, config)))
     done.append(("audit", tasks.audit(run, config, f"Purification of {name_of(crawl)}")))
     _assert_accounted(dict(done))
     return done
+
+
+def _by_training(run: RunLayout, this: RoundLayout, config: Config, kept_by: Path | None) -> list[tuple[str, Receipt]]:
+    return [
+        (f"round {this.number} train", tasks.train(run, this, config, kept_by)),
+        (f"round {this.number} embed", tasks.embed(run, this, config)),
+    ]
+
+
+def _by_given(run: RunLayout, this: RoundLayout, config: Config, kept_by: Path | None) -> list[tuple[str, Receipt]]:
+    """The model is the same in every round, and so are the embeddings; the centers follow what was kept."""
+    first = run.round(1)
+    embedded = tasks.embed_by_given(run, this, config) if this == first else tasks.embed_again(first, this)
+    return [(f"round {this.number} embed", embedded), (f"round {this.number} centers", tasks.centers(run, this, config, kept_by))]
 
 
 def _assert_accounted(receipts: dict[str, Receipt]) -> None:

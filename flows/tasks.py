@@ -8,7 +8,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import console, shown
+from pipeline import adopt as adopt_stage
 from pipeline import audit as audit_stage
+from pipeline import centers as centers_stage
 from pipeline import embed as embed_stage
 from pipeline import evaluate as evaluate_stage
 from pipeline import export as export_stage
@@ -47,6 +49,11 @@ def ingest(crawl: Location, run: RunLayout, config: Config) -> Receipt:
 
 
 @_stage
+def adopt(run: RunLayout, config: Config) -> Receipt:
+    return _run("embedder", adopt_stage.adopt, run.embedder, config)
+
+
+@_stage
 def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
     decided = read_standing(run.root) if kept_by else None
     return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, noise=kept_by, decisions=decided)
@@ -55,6 +62,23 @@ def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None)
 @_stage
 def embed(run: RunLayout, of: RoundLayout, config: Config) -> Receipt:
     return _run(f"round {of.number}, embed", embed_stage.embed, run.raw, of.train, of.embeddings, config)
+
+
+@_stage
+def embed_by_given(run: RunLayout, of: RoundLayout, config: Config) -> Receipt:
+    return _run(f"round {of.number}, embed", embed_stage.embed, run.raw, run.embedder, of.embeddings, config)
+
+
+@_stage
+def embed_again(earlier: RoundLayout, of: RoundLayout) -> Receipt:
+    return _run(f"round {of.number}, embed", embed_stage.embed_again, earlier.embeddings, of.embeddings)
+
+
+@_stage
+def centers(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
+    found = run.raw, run.embedder, of.embeddings, of.train, config
+    decided = read_standing(run.root) if kept_by else None
+    return _run(f"round {of.number}, centers", centers_stage.find_centers, *found, noise=kept_by, decisions=decided)
 
 
 @_stage

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.fanout import fan_out
-from pipeline.imagine import imagine
+from pipeline.imagine import imagine, why_none
 from pipeline.layout import RunLayout
 from pipeline.pages import people
 from pipeline.pages.overview import overview
@@ -54,6 +54,7 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
             identities=config.audit.identities,
             faces=config.audit.faces,
             inversions=imagined,
+            why_no_inversion=why_none(rounds[-1], config),
             settings=settings,
             workers=config.workers,
             progress=progress,
@@ -77,6 +78,7 @@ def write_audit(
     identities: int,
     faces: int,
     inversions: Mapping[str, tuple[bytes, float]],
+    why_no_inversion: str | None = None,
     settings: Mapping[str, Any] | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -85,7 +87,7 @@ def write_audit(
 
     The first `identities` of `noisiest` have a page, with up to `faces` kept and `faces` removed samples spread evenly from the smallest angle
     to the largest, and their near duplicates. `inversions`: identity -> (PNG, its angle in degrees to the dominant sub-center).
-    `settings`: those of the run, to show.
+    `why_no_inversion`: said where none is drawn. `settings`: those of the run, to show.
     What stands in `out` from an attempt before is not made again. Raises BadInput without a manifest, BadShard for a crop that is not where its row says.
     """
     with open_run(run) as db:
@@ -103,6 +105,7 @@ def write_audit(
             "overview.html.jinja",
             style=("base.css",),
             script=("page.js", "list.js"),
+            why_no_inversion=why_no_inversion,
             settings=_told(settings or {}, as_dict(Config())),
             versions=versions(),
             **shared,

@@ -6,7 +6,7 @@ fits in memory. Since the hash is blind, the first buckets are also a fair sampl
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,23 @@ def read_bucket(folder: Path, number: int, dim: int) -> Bucket:
     return Bucket(np.ascontiguousarray(facts[:, 0]), np.ascontiguousarray(facts[:, 1]), vectors)
 
 
-def split(embeddings: Path, stems: list[str], index: dict[str, int], folder: Path, *, bytes_per_bucket: int = BYTES_PER_BUCKET) -> Buckets:
-    """The buckets of `embeddings`, written to `folder`. `index`: class index of every identity that occurs."""
+Claims = Callable[[str, list[str], list[str]], list[str | None]]
+"""Of a shard, the source_uri of its samples and their identities as crawled: the identity that each counts for, or None."""
+
+
+def split(
+    embeddings: Path,
+    stems: list[str],
+    index: dict[str, int],
+    folder: Path,
+    *,
+    claims: Claims | None = None,
+    bytes_per_bucket: int = BYTES_PER_BUCKET,
+) -> Buckets:
+    """The buckets of `embeddings`, written to `folder`. `index`: class index of every identity that occurs.
+
+    With `claims` a sample stands in the bucket of the identity that it counts for, and is left out when that is None or not in `index`.
+    """
     sizes = {stem: int(pq.read_metadata(embeddings / f"{stem}.parquet").num_rows) for stem in stems}
     samples = sum(sizes.values())
     dim = int(pq.read_schema(embeddings / f"{stems[0]}.parquet").field("embedding").type.list_size)
@@ -94,9 +109,14 @@ def split(embeddings: Path, stems: list[str], index: dict[str, int], folder: Pat
     writer = BucketWriter(folder, bucket_of_C, count)
     for stem in stems:
         first_row[stem] = row
-        _, identities, _, vectors_ND = read_embeddings(embeddings / f"{stem}.parquet")
-        class_N = np.fromiter((index[name] for name in identities), np.int64, len(identities))
-        writer.add(np.arange(row, row + len(class_N)), class_N, vectors_ND)
+        uris, identities, _, vectors_ND = read_embeddings(embeddings / f"{stem}.parquet")
+        if claims is None:
+            class_N = np.fromiter((index[name] for name in identities), np.int64, len(identities))
+        else:
+            claimed = claims(stem, uris, identities)
+            class_N = np.fromiter((-1 if name is None else index.get(name, -1) for name in claimed), np.int64, len(claimed))
+        there_N = class_N >= 0
+        writer.add(np.arange(row, row + len(class_N))[there_N], class_N[there_N], vectors_ND[there_N])
         row += len(class_N)
     return Buckets(folder, count, dim, first_row, samples, bucket_of_C)
 

@@ -74,9 +74,11 @@ class IngestConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig:
-    """What a foreign model file does not say of itself. Unset: insightface's, RGB and (x - 127.5) / 127.5."""
+    """A model that one has already, and what its file does not say of itself. Unset: insightface's, RGB and (x - 127.5) / 127.5."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    model: str | None = None
+    """Stands in for training: an .onnx file, weights, or a folder of a run (docs/models.md). Its SHA-256 goes into run.json. Nothing is downloaded."""
     input_px: Annotated[int, Field(ge=16, le=1024)] | None = None
     """Side of the input, for an ONNX model that takes any; 112 where unset."""
     channels: Literal["rgb", "bgr"] | None = None
@@ -242,6 +244,7 @@ class Config:
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`."""
     ingest: IngestConfig = field(default_factory=IngestConfig)
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     isolate: IsolateConfig = field(default_factory=IsolateConfig)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from pipeline import scrub, shards, tables
+from pipeline.centers import is_given
 from pipeline.export import shards_told
 from pipeline.forgotten import Forgotten, plain
 from pipeline.layout import RoundLayout, RunLayout
@@ -207,4 +208,4 @@ def _head(train: Path, forgotten: Forgotten, touched: frozenset[str]) -> Iterato
         left = [classes[row] | {"class_index": number} for number, row in enumerate(kept)]
         pq.write_table(pa.Table.from_pylist(left, schema=tables.CLASSES), into.to(listed))
 
-    yield Edit("heads", write, len(classes) - len(kept))
+    yield Edit("centers" if is_given(train) else "heads", write, len(classes) - len(kept))

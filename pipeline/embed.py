@@ -15,7 +15,7 @@ from pipeline import shards, tables
 from pipeline.config import Config
 from pipeline.embedders import Embedder, load_embedder
 from pipeline.models import pick_device
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, read, run_stage
+from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, link, mark_of, read, run_stage
 
 VERSION = 1
 
@@ -37,6 +37,22 @@ def embed(raw: Path, train: Path, out: Path, config: Config, *, progress: Progre
             if progress:
                 progress(samples, total)
         return {"samples": samples, "shards": len(stems)}
+
+    return run_stage(out, stage="embed", mark=mark, work=work)
+
+
+def embed_again(earlier: Path, out: Path, *, progress: Progress | None = None) -> Receipt:
+    """Receipt of `out`: the embeddings of a round before, for a round of the same model. Files of one disk are shared, not copied."""
+    mark = fingerprint("embed", VERSION, {}, earlier=mark_of(earlier))
+
+    def work(folder: Path) -> Counts:
+        stems = shards.shard_stems(earlier)
+        for number, stem in enumerate(stems):
+            link(earlier / f"{stem}.parquet", folder / f"{stem}.parquet")
+            if progress:
+                progress(number + 1, len(stems))
+        counts = read(earlier)
+        return {} if counts is None else counts.counts
 
     return run_stage(out, stage="embed", mark=mark, work=work)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from arcface_core.angles import rowwise_cosine
 from arcface_core.protocols.verification import auroc, genuine_impostor_pairs, kfold_accuracy, roc_points, tar_at_far
 from pipeline import shards, tables
+from pipeline.centers import is_given
 from pipeline.config import Config, IngestConfig, as_dict
 from pipeline.duck import every
 from pipeline.embed import features_of
@@ -92,7 +93,7 @@ def _comparisons(
             continue
         for layout in rounds:
             vectors = torch.from_numpy(_embeddings_of(uris, layout.embeddings))
-            yield f"round-{layout.number}", dataset, rowwise_cosine(vectors[left], vectors[right]), genuine
+            yield _name(layout), dataset, rowwise_cosine(vectors[left], vectors[right]), genuine
     device = pick_device(config.device)
     for path in bins:
         jpegs, same = read_bin(path)
@@ -102,7 +103,11 @@ def _comparisons(
             starts = range(0, len(crops), _BATCH)
             parts = [features_of(crops[start : start + _BATCH], embedder) for start in starts]
             vectors = torch.from_numpy(np.concatenate(parts))
-            yield f"round-{layout.number}", path.stem, rowwise_cosine(vectors[0::2], vectors[1::2]), torch.tensor(same)
+            yield _name(layout), path.stem, rowwise_cosine(vectors[0::2], vectors[1::2]), torch.tensor(same)
+
+
+def _name(layout: RoundLayout) -> str:
+    return "embedder" if is_given(layout.train) else f"round-{layout.number}"
 
 
 def _bin_crop(content: bytes, name: str) -> bytes:

@@ -20,7 +20,7 @@ from arcface_core.noise.calibration import AngleHistogram, Calibration, angle_of
 from arcface_core.noise.centers import (
     angle_of,
     angle_to,
-    cluster_centers,
+    cluster_groups,
     dominant,
     dominant_centers,
     groups_of_one_size,
@@ -60,9 +60,9 @@ class Identities:
     index: dict[str, int]
     size_C: Tensor
     is_trained_C: Tensor
-    """The head of this round was trained on some of its samples."""
+    """It has sub-centers in the head of this round, trained, or clustered where a model was given."""
     is_held_out_C: Tensor
-    """No round was trained on any of them."""
+    """Kept out of a training, so that no head has learned its noise. None is where nothing was trained."""
     centers_CKD: Tensor
     dominant_C: Tensor
     dominant_CD: Tensor
@@ -89,6 +89,9 @@ class Gathered:
     head_own: AngleHistogram
     head_null: AngleHistogram
     """Angles to the head's dominant sub-centers, of a sample of the identities: what tells whether the head has learned."""
+    pair_same: AngleHistogram
+    pair_other: AngleHistogram
+    """Angles of blind pairs of samples, of one identity and of two: what tells whether a model that was given sees identities."""
 
     def rows_of(self, stem: str, count: int) -> slice:
         """Numbers of a shard's samples in the round."""
@@ -113,8 +116,9 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
     within = open_arrays(folder / "samples", buckets.samples, subcenters, raw, embeddings, stems)
     for bucket in buckets:
         class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND).to(device)
-        for number, members in _members(class_N, ~is_trained_C):
-            centers_CKD[number] = cluster_centers(unit_ND[members], subcenters)
+        untrained_N = (~is_trained_C[class_N]).nonzero()[:, 0]
+        for identity_G, place_Gn in groups_of_one_size(class_N[untrained_N], dim):
+            centers_CKD[identity_G.to(device)] = cluster_groups(unit_ND[untrained_N[place_Gn].to(device)], subcenters)
         angle_NK = subcenter_angles(unit_ND, class_N.to(device), centers_CKD).cpu()
         within.subcenter_deg_NK[bucket.row_N] = angle_NK.numpy()
         counts_CK += vote(nearest_of(angle_NK)[0], class_N, len(names), subcenters)
@@ -125,7 +129,7 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
         index=index,
         size_C=torch.from_numpy(table["samples"].to_numpy().copy()),
         is_trained_C=is_trained_C,
-        is_held_out_C=torch.tensor([is_held_out(name, share=config.evaluate.holdout, seed=config.seed) for name in names], device=device),
+        is_held_out_C=(_held_out(names, config) & ~is_trained_C).to(device),
         centers_CKD=centers_CKD,
         dominant_C=dominant_C,
         dominant_CD=dominant_CD,
@@ -138,16 +142,12 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: list[str], folder: P
     head_own, head_null = _head_angles(buckets, known, within)
     _settle(buckets, known, within, fit_calibration(head_own, head_null), config.isolate.duplicate_angle_deg)
     present_C = known.mass_C >= LEAST_MASS
-    return Gathered(known, within, buckets, RivalSearch(known.consensus_CD, present_C), head_own, head_null)
+    pairs = _pair_angles(buckets, config.isolate.duplicate_angle_deg)
+    return Gathered(known, within, buckets, RivalSearch(known.consensus_CD, present_C), head_own, head_null, *pairs)
 
 
-def _members(class_N: Tensor, wanted_C: Tensor) -> list[tuple[int, Tensor]]:
-    """(identity, its rows) of the wanted identities that occur."""
-    chosen_N = wanted_C[class_N].nonzero()[:, 0]
-    order_N = chosen_N[class_N[chosen_N].argsort(stable=True)]
-    sizes_C = torch.bincount(class_N[order_N], minlength=1)
-    values = sizes_C.nonzero()[:, 0]
-    return list(zip(values.tolist(), torch.split(order_N, sizes_C[values].tolist()), strict=True))
+def _held_out(names: list[str], config: Config) -> Tensor:
+    return torch.tensor([is_held_out(name, share=config.evaluate.holdout, seed=config.seed) for name in names], dtype=torch.bool)
 
 
 def _sample(buckets: Buckets) -> list[int]:
@@ -162,7 +162,7 @@ def _sample(buckets: Buckets) -> list[int]:
 
 
 def _head_angles(buckets: Buckets, known: Identities, within: WithinIdentity) -> tuple[AngleHistogram, AngleHistogram]:
-    """Own and null angles to the head's dominant sub-centers; of trained identities, since clustered centers follow their samples."""
+    """Own and null angles to the head's dominant sub-centers, of identities in the head: centers clustered beside trained ones follow their samples."""
     own, null = AngleHistogram(), AngleHistogram()
     present_P = with_direction(known.dominant_CD)
     device = known.centers_CKD.device
@@ -176,6 +176,27 @@ def _head_angles(buckets: Buckets, known: Identities, within: WithinIdentity) ->
         salt_N = _salt(within.key_N[bucket.row_N[chosen_N.numpy()]]).to(device)
         null.add(angle_to(unit_ND, random_other(class_N, salt_N, present_P), known.dominant_CD))
     return own, null
+
+
+def _pair_angles(buckets: Buckets, duplicate_angle_deg: float) -> tuple[AngleHistogram, AngleHistogram]:
+    """Angles of each sample to the one half an identity further on, and to the one half a bucket further on. Near duplicates say nothing here."""
+    same, other = AngleHistogram(), AngleHistogram()
+
+    def add(histogram: AngleHistogram, left_ND: Tensor, right_ND: Tensor) -> None:
+        angle_N = angle_deg(rowwise_cosine(left_ND, right_ND))
+        histogram.add(angle_N[angle_N > duplicate_angle_deg])
+
+    for number in _sample(buckets):
+        bucket = buckets.read(number)
+        class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND)
+        for _, place_Gn in groups_of_one_size(class_N, buckets.dim):
+            if place_Gn.shape[1] > 1:
+                add(same, unit_ND[place_Gn.flatten()], unit_ND[place_Gn.roll(place_Gn.shape[1] // 2, dims=1).flatten()])
+        order_N = class_N.argsort(stable=True)
+        partner_N = order_N.roll(len(order_N) // 2)
+        apart_N = class_N[order_N] != class_N[partner_N]
+        add(other, unit_ND[order_N[apart_N]], unit_ND[partner_N[apart_N]])
+    return same, other
 
 
 def _salt(key_N: NDArray[np.bytes_]) -> Tensor:

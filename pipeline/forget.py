@@ -34,7 +34,8 @@ _OURS = re.compile(
     r"|raw/(raw-\d+\.(tar|parquet)|(identities|listing)\.parquet)|clean/(clean-\d+\.(tar|parquet)|identities\.parquet|dataset\.json)"
     r"|manifest/part-\d+\.parquet|protected/contamination\.parquet|evaluation/(metrics|roc)\.parquet"
     r"|rounds/\d+/(embeddings/raw-\d+\.parquet|noise/(raw-\d+\.parquet|proposals\.parquet|judge\.json|centers\.safetensors)"
-    r"|train/(backbone\.safetensors|head\.safetensors|classes\.parquet|metrics\.parquet|model\.json))",
+    r"|train/((backbone|head)\.safetensors|classes\.parquet|metrics\.parquet|model\.(json|onnx|safetensors|pt|pth)))"
+    r"|embedder/model\.(json|onnx|safetensors|pt|pth)",
 )
 """Every file of a run that this program knows what to do with."""
 

@@ -4,8 +4,6 @@
 names stand in it, and `purify forget` removes it: then the next change of the crawl is read anew.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import duckdb
@@ -15,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline import shards, tables
 from pipeline.config import IngestConfig
 from pipeline.duck import literal
-from pipeline.receipts import atomic
+from pipeline.receipts import atomic, link
 from pipeline.sources.base import Growth, unit_of
 
 LISTING = "listing.parquet"
@@ -54,14 +52,14 @@ def take_over(old: Path, plan: Path, folder: Path, growth: Growth, config: Inges
         slices = growth.narrow(plan, plan / "new.parquet", config)
         growth.write_units(plan, plan / "units.parquet", config)
         for stem in stems:
-            _link(old / f"{stem}.tar", folder / f"{stem}.tar")
+            link(old / f"{stem}.tar", folder / f"{stem}.tar")
             if not (folder / f"{stem}.parquet").exists():
                 found = {kind: _units(db, stem, kind) for kind in _KINDS}
                 if any(found.values()):
                     has_one = db.execute("SELECT count(*) = 1 FROM fates WHERE shard = ?", [_number(stem)]).fetchall()[0][0]
                     _write_fates(old / f"{stem}.parquet", folder / f"{stem}.parquet", found, first, is_one_unit=bool(has_one))
                 else:
-                    _link(old / f"{stem}.parquet", folder / f"{stem}.parquet")
+                    link(old / f"{stem}.parquet", folder / f"{stem}.parquet")
         with atomic(folder / LISTING) as temporary:
             listed = db.sql(
                 """SELECT unit, mark, shard, fate IN ('gone', 'vanished') AS is_gone FROM fates WHERE fate != 'changed'
@@ -82,16 +80,6 @@ def _number(stem: str) -> int:
 
 def _units(db: duckdb.DuckDBPyConnection, stem: str, fate: str) -> set[bytes]:
     return {bytes(unit) for (unit,) in db.execute("SELECT unit FROM fates WHERE shard = ? AND fate = ?", [_number(stem), fate]).fetchall()}
-
-
-def _link(source: Path, target: Path) -> None:
-    if target.exists():
-        return
-    with atomic(target) as temporary:
-        try:
-            os.link(source, temporary)  # a shard is never written to, only replaced
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def _write_fates(old: Path, out: Path, found: dict[str, set[bytes]], first: int, *, is_one_unit: bool) -> None:

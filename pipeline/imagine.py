@@ -54,6 +54,15 @@ def imagine(
     }
 
 
+def why_none(round_: RoundLayout, config: Config) -> str | None:
+    """Why no inversion is drawn in such a run, for people; None where they are."""
+    if config.audit.inversion_steps == 0:
+        return "audit.inversion_steps is 0."
+    if (round_.train / "model.onnx").exists():
+        return "the model that was given is an ONNX file, and has no gradients to follow."
+    return None
+
+
 def _rows_of(raw: Path, identities: Sequence[str]) -> dict[str, int]:
     """identity -> its row among the identities that have a sample, which is the order of centers.safetensors."""
     names = pq.read_table(raw / "identities.parquet", columns=["identity"], filters=[("samples", ">", 0)])["identity"].to_pylist()

@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arcface_core.noise.calibration import AngleHistogram, angle_of_probability, degenerate_head, fit_calibration
+from arcface_core.noise.calibration import AngleHistogram, angle_of_probability, degenerate_head, fit_calibration, no_better_than_chance
 from arcface_core.noise.fusion import FusedJudge, JointHistogram, OwnAngles, fit_fusion
 from arcface_core.noise.rivals import belongs_elsewhere
 from arcface_core.noise.rules import REASONS, VERDICTS, Evidence, judge, sweep
 from pipeline import shards, tables
+from pipeline.centers import is_given
 from pipeline.config import Config, IsolateConfig, as_dict
 from pipeline.copies import Copies, find_copies
 from pipeline.duck import every, fetch
@@ -38,6 +39,11 @@ VERSION = 4
 SWEEP_DEG = range(60, 91)
 LEAST_HELD_OUT = 200
 """Samples of held-out identities from which their noise rate counts."""
+_ADVICE = {
+    False: "Do not use these verdicts: start from trained weights (--init), or train longer (train.epochs).",
+    True: "Do not use these verdicts: take another --embedder, or see whether its channels, mean and std are right (docs/models.md).",
+}
+"""What to do about a head that was trained (False), and about a model that was given (True), when it tells no identities apart."""
 _TEMPORARY = (".evidence", ".gathered", ".copies")
 
 
@@ -65,7 +71,7 @@ def require_learned(noise: Path) -> None:
     if facts["warning"] and not facts["judged_anyway"]:
         raise HeadNotLearned(
             f"{facts['warning']} Nothing was judged: the raw angles stand in {noise}, every verdict is `review`. "
-            "Start from trained weights (--init), train longer (train.epochs), or judge all the same (--set isolate.judge_anyway=true)."
+            "To judge all the same: --set isolate.judge_anyway=true."
         )
 
 
@@ -83,7 +89,12 @@ def _isolate(
         if progress:
             progress(number + 1, 2 * len(stems))
     seen = _histograms(evidence, stems, gathered)
-    warning = degenerate_head(gathered.head_own, gathered.head_null) or degenerate_head(seen.own, seen.null)
+    given = is_given(train)
+    finding = (
+        no_better_than_chance(gathered.pair_same, gathered.pair_other) if given else degenerate_head(gathered.head_own, gathered.head_null)
+    )
+    finding = finding or degenerate_head(seen.own, seen.null)
+    warning = f"{finding[0].upper()}{finding[1:]}. {_ADVICE[given]}" if finding else None
     calibration = fit_calibration(seen.own, seen.null)
     known = gathered.identities
     may_judge = warning is None or settings.judge_anyway

@@ -13,7 +13,8 @@ class RoundLayout:
 
     @property
     def train(self) -> Path:
-        """backbone.safetensors, head.safetensors (`centers` [C, K, D]), classes.parquet, model.json, metrics.parquet."""
+        """backbone.safetensors, head.safetensors (`centers` [C, K, D]), classes.parquet, model.json, metrics.parquet. Where a model was given: its
+        file in place of the first, and no metrics."""
         return self.root / "train"
 
     @property
@@ -45,6 +46,11 @@ class RunLayout:
     @property
     def identities(self) -> Path:
         return self.raw / "identities.parquet"
+
+    @property
+    def embedder(self) -> Path:
+        """model.onnx (or .safetensors, .pt, .pth) and model.json, when a model was given in place of training."""
+        return self.root / "embedder"
 
     def round(self, number: int) -> RoundLayout:
         return RoundLayout(self.root / "rounds" / str(number), number)

@@ -99,6 +99,17 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def link(source: Path, target: Path) -> None:
+    """`target` as a second name of the finished file `source`, or as a copy where the disk has no links. Nothing is done when it is there."""
+    if target.exists():
+        return
+    with atomic(target) as temporary:
+        try:
+            os.link(source, temporary)  # our files are never written to, only replaced
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all, flushed to the disk."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:

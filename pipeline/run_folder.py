@@ -62,11 +62,13 @@ def _owner(run: RunLayout) -> str | None:
         raise StaleInput(f"{run.run_json} is damaged or not ours. Give another run folder, or remove this one.") from error
 
 
-def forget_rounds_after(run: RunLayout, last: int) -> None:
-    """Remove the rounds that these settings do not have, so that no report speaks of them."""
+def remove_what_is_not_of(run: RunLayout, config: Config) -> None:
+    """Remove the rounds that these settings do not have, and a model that they do not give, so that no report speaks of them."""
     for folder in (run.root / "rounds").glob("*"):
-        if folder.name.isdecimal() and int(folder.name) > last:
+        if folder.name.isdecimal() and int(folder.name) > config.rounds:
             shutil.rmtree(folder)
+    if config.embedder.model is None and run.embedder.exists():
+        shutil.rmtree(run.embedder)
 
 
 def write_record(

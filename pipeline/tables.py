@@ -317,7 +317,12 @@ FORGOTTEN = _schema(
 METRICS = _schema(
     "metrics",
     [
-        _field("backbone", pa.string(), "`round-1` (trained on the noisy crawl), `round-2` (on what was kept) ...", nullable=False),
+        _field(
+            "backbone",
+            pa.string(),
+            "`round-1` (trained on the noisy crawl), `round-2` (on what was kept) ...; `embedder` (was given)",
+            nullable=False,
+        ),
         _field("dataset", pa.string(), "`held-out` identities of the crawl, or the stem of a `.bin` file", nullable=False),
         _field("metric", pa.string(), "`accuracy` (k-fold), `auroc`, `tar@far=0.001` ...", nullable=False),
         _field("value", pa.float64(), "0..1; null when the pairs are too few to say", direction="higher is better"),
@@ -363,6 +368,7 @@ evaluation protocols (`protocols/`); no Python. `runs/` and `crawls/` are yours,
 RUN/
   run.json          crawl, settings, versions, counts, seconds and rates per stage
   raw/              raw-000000.tar, its twin raw-000000.parquet (items) ..., identities.parquet
+  embedder/         a model that was given in place of training (model.onnx ...), and model.json
   rounds/1/         train/ (backbone.safetensors, head.safetensors, classes.parquet, metrics.parquet, model.json),
                     embeddings/raw-*.parquet, noise/raw-*.parquet, noise/judge.json, noise/proposals.parquet,
                     noise/centers.safetensors

@@ -25,6 +25,7 @@ __all__ = [
     "auroc",
     "degenerate_head",
     "fit_calibration",
+    "no_better_than_chance",
     "threshold_for_noise",
     "threshold_for_retention",
 ]
@@ -200,23 +201,45 @@ def auroc(own: AngleHistogram, null: AngleHistogram) -> float:
     return float((own_B * (null_B.flip(0).cumsum(0).flip(0) - 0.5 * null_B)).sum())
 
 
+def no_better_than_chance(same: AngleHistogram, other: AngleHistogram) -> str | None:
+    """A sentence that says that pairs of one identity lie no nearer to each other than pairs of two, or None when they do.
+
+    For a model that was not trained on the crawl. Angles to centers that were clustered from the very samples cannot tell: of random vectors some
+    agree by chance, and the clusters are those. Pairs chosen blindly have no such choice. With a share e of noise about (1 - e)^2 of the pairs of
+    an identity show one person, so the AUROC of a good model is near 0.5 + (1 - e)^2 / 2: 0.62 at half noise. Wanted: 0.52, and three standard
+    errors above 0.5. Other people within 50 degrees (median) are told first, as `degenerate_head` does.
+    Source: variance of the AUROC without a difference, Mann and Whitney 1947.
+    """
+    if same.total == 0 or other.total == 0:
+        return None
+    if (other_deg := other.quantile_deg(0.5)) < _COLLAPSED_NULL_DEG:
+        return f"the embeddings have collapsed: pictures of two identities lie {other_deg:.1f} degrees apart (median, about 90 wanted)"
+    wanted = 0.5 + max(0.02, 3 * math.sqrt((same.total + other.total + 1) / (12 * same.total * other.total)))
+    separation = auroc(same, other)
+    if separation < wanted:
+        return (
+            f"the embeddings do not tell identities apart: AUROC of pairs of one identity against pairs of two is {separation:.3f} (0.5 is chance, "
+            f"{wanted:.3f} wanted of {same.total} pairs; medians {same.quantile_deg(0.5):.1f} and {other_deg:.1f} degrees)"
+        )
+    return None
+
+
 def degenerate_head(own: AngleHistogram, null: AngleHistogram) -> str | None:
     """A sentence that says why the angles tell no identity from another, or None when they do.
 
     The loss cannot say: it can halve while embeddings cluster by picture source. Two signs: other people lie within 50 degrees (all embeddings
     share one direction), or the AUROC of own against null angles is below 0.6. Half a crawl of noise still leaves 0.75 to a good head.
     """
-    advice = "train more epochs or start from a trained backbone (`--init weights`), and do not use these verdicts"
     if own.total == 0 or null.total == 0:
         return None
     null_deg = null.quantile_deg(0.5)
     if null_deg < _COLLAPSED_NULL_DEG:
-        return f"the embeddings have collapsed: a random other identity lies at {null_deg:.1f} degrees (median, about 90 wanted); {advice}"
+        return f"the embeddings have collapsed: a random other identity lies at {null_deg:.1f} degrees (median, about 90 wanted)"
     separation = auroc(own, null)
     if separation < _LEAST_AUROC:
         return (
-            f"the head has not learned identities: AUROC of own against other identities' angles is {separation:.2f} (0.5 is chance, "
-            f"at least {_LEAST_AUROC} wanted; medians {own.quantile_deg(0.5):.1f} and {null_deg:.1f} degrees); {advice}"
+            f"the embeddings do not tell identities apart: AUROC of own against other identities' angles is {separation:.2f} (0.5 is chance, "
+            f"at least {_LEAST_AUROC} wanted; medians {own.quantile_deg(0.5):.1f} and {null_deg:.1f} degrees)"
         )
     return None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from arcface_core.angles import angle_deg, cosine, normalize
+from arcface_core.angles import angle_deg, normalize
 
 _FLOATS_PER_GROUP = 1 << 21  # what stays in a cache does not wait for memory
 
@@ -18,6 +18,7 @@ __all__ = [
     "angle_of",
     "angle_to",
     "cluster_centers",
+    "cluster_groups",
     "dominant",
     "dominant_centers",
     "groups_of_one_size",
@@ -145,7 +146,12 @@ def with_direction(centers_CD: Tensor) -> Tensor:
 
 
 def cluster_centers(embeddings_ND: Tensor, num_subcenters: int, *, iterations: int = 20) -> Tensor:
-    """Unit sub-centers [K, D] of ONE identity by spherical K-means, for identities that no head was trained on.
+    """Unit sub-centers [K, D] of ONE identity, as `cluster_groups` finds them."""
+    return cluster_groups(embeddings_ND[None], num_subcenters, iterations=iterations)[0]
+
+
+def cluster_groups(embeddings_GnD: Tensor, num_subcenters: int, *, iterations: int = 20) -> Tensor:
+    """Unit sub-centers [G, K, D] of G identities of n samples by spherical K-means, each for itself, for identities that no head was trained on.
 
     Deterministic: it starts from the sample nearest to the mean direction, then always the sample farthest from those chosen; ties to the
     lowest index. An emptied cluster stays where it was. Samples without direction are left out. When fewer than K directions differ, the
@@ -154,29 +160,34 @@ def cluster_centers(embeddings_ND: Tensor, num_subcenters: int, *, iterations: i
     """
     if num_subcenters < 1:
         raise ValueError(f"num_subcenters must be at least 1, got {num_subcenters}")
-    unit_ND = normalize(embeddings_ND[_has_direction(embeddings_ND)])
-    centers_KD = torch.zeros(num_subcenters, embeddings_ND.shape[1], dtype=unit_ND.dtype, device=unit_ND.device)
-    if len(unit_ND) == 0:
-        return centers_KD
-    closeness_N = -cosine(unit_ND, unit_ND.mean(dim=0, keepdim=True))[:, 0]
-    found = 0
-    while found < num_subcenters:
-        start = int(closeness_N.argmin())
-        if found and closeness_N[start] > 1.0 - 1e-6:  # within 0.08 degrees of a start already taken
-            break
-        centers_KD[found] = unit_ND[start]
-        cos_N = cosine(unit_ND, unit_ND[start : start + 1])[:, 0]
-        closeness_N = cos_N if found == 0 else torch.maximum(closeness_N, cos_N)
-        found += 1
-    assigned_N = None
+    there_Gn = _has_direction(embeddings_GnD)
+    unit_GnD = normalize(embeddings_GnD.masked_fill(~there_Gn[..., None], 0.0))
+    groups, size, dim = unit_GnD.shape
+    centers_GKD = unit_GnD.new_zeros(groups, num_subcenters, dim)
+    if size == 0:
+        return centers_GKD
+    group_G = torch.arange(groups, device=unit_GnD.device)
+    closeness_Gn = -(unit_GnD @ normalize(unit_GnD.sum(dim=1))[..., None])[..., 0]
+    for found in range(num_subcenters):
+        closeness_Gn = closeness_Gn.masked_fill(~there_Gn, torch.inf)
+        least_G, start_G = closeness_Gn.min(dim=1)
+        is_new_G = least_G.isfinite() & (least_G <= 1.0 - 1e-6) if found else least_G.isfinite()  # 0.08 degrees from every start taken
+        chosen_GD = unit_GnD[group_G, start_G] * is_new_G[:, None]
+        centers_GKD[:, found] = chosen_GD
+        cos_Gn = (unit_GnD @ chosen_GD[..., None])[..., 0]
+        closeness_Gn = cos_Gn if found == 0 else torch.maximum(closeness_Gn, cos_Gn)
+    missing_GK = ~_has_direction(centers_GKD)
+    assigned_Gn = None
     for _ in range(iterations):
-        now_N = cosine(unit_ND, centers_KD[:found]).argmax(dim=1)
-        if assigned_N is not None and torch.equal(now_N, assigned_N):
+        cos_GnK = (unit_GnD @ centers_GKD.mT).masked_fill(missing_GK[:, None], -torch.inf)
+        now_Gn = cos_GnK.argmax(dim=2)
+        if assigned_Gn is not None and torch.equal(now_Gn, assigned_Gn):
             break
-        assigned_N = now_N
-        sums_KD = torch.zeros_like(centers_KD).index_add_(0, assigned_N, unit_ND)
-        centers_KD = torch.where((sums_KD.norm(dim=1) > 1e-6)[:, None], normalize(sums_KD), centers_KD)
-    return centers_KD
+        assigned_Gn = now_Gn
+        members_GnK = torch.nn.functional.one_hot(assigned_Gn, num_subcenters).to(unit_GnD.dtype)
+        sums_GKD = members_GnK.mT @ unit_GnD
+        centers_GKD = torch.where(sums_GKD.norm(dim=2, keepdim=True) > 1e-6, normalize(sums_GKD), centers_GKD)
+    return centers_GKD
 
 
 def _has_direction(vectors_ND: Tensor) -> Tensor:

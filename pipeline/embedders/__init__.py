@@ -16,7 +16,7 @@ from pipeline.embedders import onnx_model, torch_weights
 from pipeline.embedders.base import Embedder
 from pipeline.errors import BadInput
 
-__all__ = ["LOADERS", "Embedder", "load_embedder"]
+__all__ = ["LOADERS", "Embedder", "load_embedder", "locate"]
 
 LOADERS: dict[str, Callable[[Path, torch.device, EmbedderConfig], Embedder]] = {
     ".onnx": onnx_model.load,
@@ -35,10 +35,16 @@ def load_embedder(source: Path, device: torch.device, config: EmbedderConfig = E
 
     Raises BadInput: when there is no such model, when the file is damaged or does not fit, and when it is a program.
     """
+    path, config = locate(source, config)
+    return LOADERS[path.suffix.lower()](path, device, config)
+
+
+def locate(source: Path, config: EmbedderConfig) -> tuple[Path, EmbedderConfig]:
+    """The model's file, and what is told of it: `config`, or what the folder of a training says. Raises BadInput as `load_embedder`."""
     if source.is_dir():
         training = _training(source)
         config, name = _facts(training)
-        return LOADERS[Path(name).suffix](training / name, device, config)
+        return training / name, config
     if not source.is_file():
         raise BadInput(f"There is no model at {source}. Check the path; nothing is downloaded. {_ADVICE}")
     if _is_torchscript(source):
@@ -46,10 +52,9 @@ def load_embedder(source: Path, device: torch.device, config: EmbedderConfig = E
             f"{source} is TorchScript: a program, which may write files as soon as it is loaded, so it is not loaded. "
             "Where you trust it, turn it into ONNX; docs/models.md shows how."
         )
-    load = LOADERS.get(source.suffix.lower())
-    if load is None:
+    if source.suffix.lower() not in LOADERS:
         raise BadInput(f"{source} is no model of a kind that is known here. {_ADVICE}")
-    return load(source, device, config)
+    return source, config
 
 
 def _training(folder: Path) -> Path:

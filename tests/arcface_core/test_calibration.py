@@ -9,6 +9,7 @@ from arcface_core.noise.calibration import (
     auroc,
     degenerate_head,
     fit_calibration,
+    no_better_than_chance,
     threshold_for_noise,
     threshold_for_retention,
 )
@@ -91,7 +92,7 @@ def test_a_head_that_learned_nothing_is_noticed() -> None:
     chance = histogram(85 + 6 * torch.randn(3000, generator=generator))
     other = histogram(86 + 6 * torch.randn(3000, generator=generator))
     said = degenerate_head(chance, other)
-    assert said is not None and "has not learned identities" in said
+    assert said is not None and "do not tell identities apart" in said
     collapsed = degenerate_head(
         histogram(20 + torch.randn(100, generator=generator)), histogram(30 + torch.randn(100, generator=generator))
     )
@@ -100,3 +101,28 @@ def test_a_head_that_learned_nothing_is_noticed() -> None:
     assert degenerate_head(own, null) is None
     with pytest.raises(ValueError, match="no own angles"):
         fit_calibration(AngleHistogram(), null)
+
+
+def test_pairs_of_a_model_that_sees_nothing_and_of_one_that_sees_a_fifth() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def angles(count: int, mean: float) -> torch.Tensor:
+        return (mean + 8 * torch.randn(count, generator=generator)).clamp(0, 180)
+
+    def counted(*parts: torch.Tensor) -> AngleHistogram:
+        histogram = AngleHistogram()
+        for part in parts:
+            histogram.add(part)
+        return histogram
+
+    other = counted(angles(20_000, 90))
+    said = no_better_than_chance(counted(angles(20_000, 90)), other)
+    assert said is not None and "do not tell identities apart" in said and "0.520 wanted of 20000 pairs" in said
+    assert no_better_than_chance(counted(angles(18_000, 90), angles(2_000, 40)), other) is None, (
+        "at 70 % of noise a tenth of the pairs is of one person"
+    )
+    few = no_better_than_chance(counted(angles(90, 90), angles(10, 40)), other)
+    assert few is not None and "0.587 wanted of 100 pairs" in few, "of few pairs more is wanted"
+    collapsed = no_better_than_chance(counted(angles(100, 20)), counted(angles(100, 30)))
+    assert collapsed is not None and "collapsed" in collapsed
+    assert no_better_than_chance(AngleHistogram(), other) is None

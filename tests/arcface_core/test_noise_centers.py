@@ -11,6 +11,7 @@ from torch import Tensor
 from arcface_core.noise.centers import (
     angle_to,
     cluster_centers,
+    cluster_groups,
     dominant,
     dominant_centers,
     nearest_subcenter,
@@ -151,6 +152,43 @@ def test_cluster_centers_find_planted_groups_and_give_no_empty_ones() -> None:
     assert bool((sure[:2] > 0.98).all())
     assert cluster_centers(vectors[:1], 3).norm(dim=1).tolist() == pytest.approx([1, 0, 0])
     assert cluster_centers(torch.zeros(2, 8), 2).tolist() == torch.zeros(2, 8).tolist()
+
+
+def one_by_one(vectors: Tensor, count: int) -> Tensor:
+    """Spherical K-means of one identity, in float64 loops."""
+    unit = [row / row.norm() for row in vectors.double() if bool(row.isfinite().all()) and bool((row != 0).any())]
+    centers = torch.zeros(count, vectors.shape[1], dtype=torch.float64)
+    if not unit:
+        return centers
+    mean = torch.stack(unit).sum(0)
+    starts = [max(range(len(unit)), key=lambda at: (float(unit[at] @ mean), -at))]
+    while len(starts) < count:
+        near = [max(float(one @ unit[start]) for start in starts) for one in unit]
+        farthest = min(range(len(unit)), key=lambda at: (near[at], at))
+        if near[farthest] > 1 - 1e-6:
+            break
+        starts.append(farthest)
+    centers[: len(starts)] = torch.stack([unit[start] for start in starts])
+    for _ in range(20):
+        assigned = [max(range(len(starts)), key=lambda k: (float(one @ centers[k]), -k)) for one in unit]
+        for k in range(len(starts)):
+            members = [one for one, mine in zip(unit, assigned, strict=True) if mine == k]
+            if members:
+                centers[k] = torch.stack(members).sum(0) / torch.stack(members).sum(0).norm()
+    return centers
+
+
+def test_many_identities_are_clustered_at_once_as_each_alone() -> None:
+    vectors = torch.randn(9, 11, 6, generator=torch.Generator().manual_seed(3)).double()
+    vectors[1, 4] = 0
+    vectors[2, :3] = torch.nan
+    vectors[3] = 0
+    vectors[4] = vectors[4, :1] * torch.arange(1, 12)[:, None]  # one direction
+    vectors[5, 2:] = vectors[5, :1]  # two
+    found = cluster_groups(vectors, 3)
+    assert torch.allclose(found, torch.stack([one_by_one(group, 3) for group in vectors]), atol=1e-9)
+    assert (found.norm(dim=2) > 0).sum(dim=1).tolist() == [3, 3, 3, 0, 1, 2, 3, 3, 3]
+    assert torch.allclose(torch.stack([cluster_centers(group, 3) for group in vectors]), found, atol=1e-9)
 
 
 def test_wrong_use_says_what_to_do() -> None:

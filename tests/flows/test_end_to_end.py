@@ -12,16 +12,19 @@ import duckdb
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import webdataset as wds
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import cli
-from flows.purify import purify
+from flows.purify import export, purify
 from pipeline import tables
 from pipeline.config import Config, load
 from pipeline.decisions import decide
+from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput, HeadNotLearned, StaleInput
 from pipeline.score import score
+from tests.pipeline.embedder_models import write
 
 OPTIONS = [
     "train.epochs=10",
@@ -329,3 +332,25 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert (tmp_path / "here" / "run" / "audit" / "index.html").is_file()
     metrics = pq.read_table(tmp_path / "here" / "run" / "evaluation" / "metrics.parquet").to_pandas()
     assert set(metrics["dataset"]) == {"unseen"}, "nobody is held out; people whom the crawl does not know are compared"
+
+
+def test_a_given_model_purifies_without_training(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The model is the one that the fixture trained, as an ONNX file."""
+    crawl, first, _ = finished
+    trained = load_embedder(first, torch.device("cpu")).module
+    assert trained is not None
+    given = write(tmp_path / "given.onnx", trained, shape=(1, 3, 32, 32))
+    run = tmp_path / "run"
+    settings = config(f"embedder.model={given}", "evaluate.bins=[]")
+    record = purify(crawl, run, settings)
+    assert list(stages(record))[:5] == ["embedder", "ingest", "round 1 embed", "round 1 centers", "round 1 isolate"]
+    assert not [name for name in stages(record) if name.endswith("train")] and not list(run.glob("rounds/*/train/backbone*"))
+    rows = manifest(run)
+    assert len(rows) == len(manifest(first)) and (rows["status"] == manifest(first)["status"]).all()
+    metrics = pq.read_table(run / "evaluation" / "metrics.parquet").to_pandas()
+    assert set(metrics["backbone"]) == {"embedder"} and set(metrics["dataset"]) >= {"held-out"}
+    assert "ONNX file, and has no gradients to follow" in (run / "audit" / "index.html").read_text()
+    given.unlink()
+    facts = {stage["stage"]: stage["counts"] for stage in record["stages"]}
+    assert facts["embedder"]["sha256"] == hashlib.sha256((run / "embedder" / "model.onnx").read_bytes()).hexdigest()
+    assert export(run)["clean"] == facts["export"], "what was given is not asked for again"

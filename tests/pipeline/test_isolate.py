@@ -5,12 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from arcface_core.noise.centers import cluster_centers
@@ -18,62 +16,12 @@ from pipeline import buckets, tables
 from pipeline.config import load
 from pipeline.isolate import isolate
 from pipeline.models import save_tensors
-from pipeline.receipts import run_stage
-
-DIM = 64
-Sample = tuple[str, str, Tensor]  # identity, what it truly is, vector
-
-
-def directions(seed: int, count: int) -> Tensor:
-    return normalize(torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def crawl(people: int = 30, clean: int = 12, noise: int = 6, seed: int = 0, spread: float = 0.08) -> list[Sample]:
-    """A third of noise: flips and strangers by turns. What a sample truly is: an identity, or `stranger`."""
-    faces, rng = directions(seed, people), np.random.default_rng(seed)
-    apart = torch.randn(people * clean, DIM, generator=torch.Generator().manual_seed(seed + 1)) * spread
-    pictures = normalize(faces.repeat_interleave(clean, 0) + apart, dim=1)
-    strangers = directions(seed + 2, people * noise)
-    samples: list[Sample] = [(f"P{row // clean:02d}", f"P{row // clean:02d}", pictures[row]) for row in range(people * clean)]
-    for row in range(people * noise):
-        own = row // noise
-        other = int((own + 1 + rng.integers(people - 1)) % people)
-        if row % 2:
-            samples.append((f"P{own:02d}", "stranger", strangers[row]))
-        else:
-            flip = normalize(faces[other] + 0.08 * torch.randn(DIM, generator=torch.Generator().manual_seed(1000 + row)), dim=0)
-            samples.append((f"P{own:02d}", f"P{other:02d}", flip))
-    return samples
+from tests.pipeline.planted_embeddings import DIM, Sample, crawl, directions, names_of, planted, sealed
 
 
 def judge(root: Path, samples: list[Sample], *settings: str, per_shard: int = 100, previous: Path | None = None) -> list[dict[str, Any]]:
     """The noise rows, in the order of the samples."""
-    names = sorted({identity for identity, _, _ in samples})
-    order = np.random.default_rng(0).permutation(len(samples))
-
-    def sealed(name: str, work: Any) -> Path:
-        run_stage(root / name, stage=name, mark="0" * 64, work=lambda folder: work(folder) or {})
-        return root / name
-
-    def parts() -> Any:
-        for first in range(0, len(samples), per_shard):
-            yield f"raw-{first // per_shard:06d}", order[first : first + per_shard]
-
-    def raw(folder: Path) -> None:
-        counts = [sum(identity == name for identity, _, _ in samples) for name in names]
-        rows = [{"identity": name, "items": count, "samples": count} for name, count in zip(names, counts, strict=True)]
-        pq.write_table(pa.Table.from_pylist(rows, schema=tables.IDENTITIES), folder / "identities.parquet")
-        for stem, chosen in parts():
-            found = []
-            for at in chosen:
-                same = [i for i, s in enumerate(samples) if torch.equal(s[2], samples[at][2])]
-                base = dict.fromkeys(tables.ITEMS.names)
-                duplicate = f"set{min(same)}" if len(same) > 1 else None
-                found.append(
-                    base
-                    | {"identity": samples[at][0], "source_uri": f"{at:05d}", "shard": stem, "status": "ok", "duplicate_set": duplicate}
-                )
-            pq.write_table(pa.Table.from_pylist(found, schema=tables.ITEMS), folder / f"{stem}.parquet")
+    names = names_of(samples)
 
     def train(folder: Path) -> None:
         centers = [cluster_centers(torch.stack([v for identity, _, v in samples if identity == name]), 3) for name in names]
@@ -81,18 +29,9 @@ def judge(root: Path, samples: list[Sample], *settings: str, per_shard: int = 10
         pq.write_table(pa.Table.from_pylist(rows, schema=tables.CLASSES), folder / "classes.parquet")
         save_tensors(folder / "head.safetensors", {"centers": torch.stack(centers)})
 
-    def embeddings(folder: Path) -> None:
-        for stem, chosen in parts():
-            vectors = torch.stack([samples[at][2] for at in chosen])
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.flatten().numpy()), DIM)
-            keys = [f"{at * 2654435761 % 2**32:032x}"[::-1] for at in chosen]
-            columns = [pa.array(keys), pa.array([samples[at][0] for at in chosen]), pa.array([f"{at:05d}" for at in chosen])]
-            columns += [pa.array(np.ones(len(chosen), np.float32)), flat]
-            pq.write_table(pa.Table.from_arrays(columns, schema=tables.embeddings(DIM)), folder / f"{stem}.parquet")
-
     config = load(overrides=["evaluate.holdout=0", "device=cpu", *settings])
-    folders = sealed("raw", raw), sealed("train", train), sealed("embeddings", embeddings)
-    isolate(*folders, root / "noise", config, previous=previous)
+    raw, embeddings = planted(root, samples, per_shard=per_shard)
+    isolate(raw, sealed(root / "train", train), embeddings, root / "noise", config, previous=previous)
     rows = pa.concat_tables([pq.read_table(path) for path in sorted((root / "noise").glob("raw-*.parquet"))]).to_pylist()
     assert not any(isinstance(value, float) and math.isnan(value) for row in rows for value in row.values()), "SQL takes it for infinite"
     return sorted(rows, key=lambda row: str(row["source_uri"]))
@@ -124,7 +63,7 @@ def test_neither_shards_nor_buckets_nor_a_kill_change_a_verdict(tmp_path: Path, 
     whole = judge(tmp_path / "a", samples, per_shard=10_000)
     parts = judge(tmp_path / "b", samples, per_shard=64)
     monkeypatch.setattr(buckets, "BYTES_PER_BUCKET", 1 << 14)
-    monkeypatch.setattr(buckets.split, "__kwdefaults__", {"bytes_per_bucket": 1 << 14})
+    monkeypatch.setattr(buckets.split, "__kwdefaults__", {"claims": None, "bytes_per_bucket": 1 << 14})
     several = judge(tmp_path / "c", samples, per_shard=64)
     for other in (parts, several):
         assert [row["verdict"] for row in other] == [row["verdict"] for row in whole]

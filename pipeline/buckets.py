@@ -65,6 +65,8 @@ class BucketWriter:
 
     def add(self, row_N: NDArray[np.int64], class_N: NDArray[np.int64], unit_ND: NDArray[np.float32]) -> None:
         """Put each sample into the bucket of its class."""
+        if not len(class_N):
+            return
         bucket_N = self._bucket_of_C[class_N]
         order_N = bucket_N.argsort(kind="stable")
         present_P, first_P = np.unique(bucket_N[order_N], return_index=True)

@@ -119,6 +119,16 @@ def test_people_win_over_verdicts_and_who_lost_all_is_judged_all_the_same(tmp_pa
     assert all(row["angle_deg"] is not None for row in rows_of(tmp_path / "noise") if row["identity"] == "C")
 
 
+def test_a_shard_of_which_nothing_counts(tmp_path: Path) -> None:
+    _, embeddings = planted(tmp_path, crawl(people=3, clean=4, noise=0), per_shard=4)
+    index = {"P00": 0, "P01": 1, "P02": 2}
+    stems = [path.stem for path in sorted(embeddings.glob("raw-*"))]
+    found = buckets.split(
+        embeddings, stems, index, tmp_path / "b", claims=lambda stem, _, names: [*names] if stem == stems[1] else [None for _ in names]
+    )
+    assert [len(bucket.row_N) for bucket in found] == [4] and found.read(0).row_N.tolist() == [4, 5, 6, 7] and found.samples == 12
+
+
 def test_a_model_that_tells_nobody_apart_judges_nobody(tmp_path: Path) -> None:
     samples: list[Sample] = [
         (f"P{at // 12:02d}", "?", torch.nn.functional.normalize(torch.randn(DIM, generator=torch.Generator().manual_seed(at)), dim=0))

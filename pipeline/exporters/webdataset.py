@@ -1,7 +1,5 @@
 """WebDataset shards: `train-000000.tar` of .jpg, .cls and .json, and a Parquet twin of each that tells the same, and where the crops begin."""
 
-import json
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -9,7 +7,7 @@ from pipeline import tables
 from pipeline.exporters.base import FACTS, Crops, FileFacts, HashedFile, Job, Split
 from pipeline.exporters.stream import write_parts
 from pipeline.receipts import Progress
-from pipeline.shards import ShardWriter
+from pipeline.shards import ShardWriter, json_bytes
 
 ABOUT = "tars of .jpg, .cls and .json that bare WebDataset reads, each with a Parquet twin"
 SAMPLE_BYTES = "(size + 511) // 512 * 512 + 2560 + 120"
@@ -29,8 +27,7 @@ class Shard:
     def add(self, rows: pa.Table, crops: Crops) -> None:
         offsets = []
         for row, class_index, crop in zip(rows.select(_TOLD).to_pylist(), rows["class_index"].to_pylist(), crops, strict=True):
-            told = _json(row)
-            offsets.append(self._tar.add(row["sample_id"], {"jpg": crop, "cls": b"%d" % class_index, "json": told})["jpg"])
+            offsets.append(self._tar.add(row["sample_id"], {"jpg": crop, "cls": b"%d" % class_index, "json": json_bytes(row)})["jpg"])
         places = [pa.array(offsets, pa.int64()), pa.array([len(crop) for crop in crops], pa.int32())]
         self._rows.append(pa.Table.from_arrays([*rows.columns, *places], schema=_TWIN))
 
@@ -45,11 +42,6 @@ class Shard:
             FileFacts(f"{self._stem}.tar", int(facts["tar_bytes"]), facts["tar_sha256"], samples),
             self._twin.facts(f"{self._stem}.parquet", samples),
         ]
-
-
-def _json(row: dict[str, str | None]) -> bytes:
-    told = {name: value for name, value in row.items() if value is not None}
-    return json.dumps(told, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def write(job: Job, progress: Progress | None = None) -> list[FileFacts]:

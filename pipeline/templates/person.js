@@ -2,7 +2,7 @@
 {
   const main = document.getElementById("person");
   const people = Number(document.body.dataset.people), drawn = Number(document.body.dataset.drawn);
-  const isServed = location.protocol !== "file:";
+  const isServed = document.body.dataset.served === "yes";
 
   /** A face out of the identity's sheet. */
   const picture = (person, tile, alt) => {

@@ -1,0 +1,37 @@
+"""The commands for people who look, as they are typed."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows import cli
+from pipeline import decisions
+from tests.pipeline.fake_run import key_of
+from tests.pipeline.reviewed import PLANTED, reviewable
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    made = reviewable(tmp_path / "run")
+    decisions.decide(made, [{"sample_id": key_of(PLANTED, 0), "verdict": "drop"}], by="Ann")
+    return made
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    assert stop.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+def test_decisions_on_the_screen_and_into_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert key_of(PLANTED, 0) in said(capsys, "decisions", str(run))
+    said(capsys, "decisions", str(run), "--format", "parquet", "--out", str(tmp_path / "d.parquet"))
+    assert pq.read_table(tmp_path / "d.parquet")["verdict"].to_pylist() == ["drop"]
+
+
+def test_review_of_what_is_no_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["review", str(tmp_path), "--no-open"])
+    assert stop.value.code == 1 and "purify run" in capsys.readouterr().err

@@ -1,0 +1,178 @@
+"""Review in a real Chromium: twenty samples by the keyboard, a reload, an undo, an export, a server that dies; hostile names do nothing."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from pipeline import decisions
+from pipeline.audit import write_audit
+from tests.browser import Browser
+from tests.pipeline.reviewed import IMG, request, reviewable, served
+
+pytestmark = pytest.mark.browser
+
+KEY = "return document.querySelector('[data-key]')?.dataset.key"
+SAMPLE = "return document.querySelector('[data-key]')?.dataset.sample"
+QUESTION = "return document.getElementById('question').textContent"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return reviewable(tmp_path / "run")
+
+
+def begin(browser: Browser, address: str, name: str = "Ann", *, width: int = 1280) -> None:
+    browser.open(address, width=width)
+    browser.run("localStorage.clear()")
+    browser.open(address, width=width)
+    browser.until("return document.activeElement.id === 'name'")
+    browser.press(name, "Enter")
+    browser.until(KEY)
+
+
+def standing(run: Path) -> dict[str, tuple[str, str]]:
+    return {row["sample_id"]: (row["verdict"], row["decided_by"]) for row in decisions.read_standing(run).to_pylist()}
+
+
+def press(browser: Browser, key: str) -> tuple[str, str]:
+    """(key of the case, sample) that was answered, once the next case is shown."""
+    case, sample = browser.run(KEY), browser.run(SAMPLE)
+    browser.press(key)
+    browser.until(f"return ({KEY.removeprefix('return ')}) !== arguments[0] && !document.querySelector('.answers button:disabled')", case)
+    return case, sample
+
+
+def test_twenty_samples_by_the_keyboard_then_reload_undo_and_export(browser: Browser, run: Path) -> None:
+    with served(run) as address:
+        begin(browser, address)
+        said: dict[str, tuple[str, str]] = {}
+        while len(said) < 20:
+            merge = browser.run(QUESTION) == "Are these one person?"
+            key = "s" if merge else "kd"[len(said) % 2]
+            _, sample = press(browser, key)
+            if not merge:
+                said[sample] = ({"k": "keep", "d": "drop"}[key], "Ann")
+        assert standing(run) == said
+        assert browser.run("return document.getElementById('progress').textContent").startswith("20 decided by you, 0 by others")
+
+        before = browser.run(KEY)
+        browser.reload()
+        browser.until(KEY)
+        assert browser.run(KEY) == before, "a reload asks the same again"
+
+        last = list(said)[-1]
+        press(browser, "u")
+        assert browser.run(SAMPLE) == last and last not in standing(run) and len(standing(run)) == 19
+        assert browser.run("return document.getElementById('said').textContent") == "Taken back: 1 decision."
+        browser.run("document.querySelector('details').open = true")
+        link = browser.run("return document.querySelector('a[href=\"export/csv\"]').href")
+        rows = list(csv.DictReader(io.StringIO(request(link)[2].decode())))
+        assert {row["sample_id"]: (row["verdict"], row["decided_by"]) for row in rows} == standing(run)
+        assert [entry["message"] for entry in browser.console()] == []
+
+
+def test_relabel_by_name_with_the_keyboard_alone(browser: Browser, run: Path) -> None:
+    with served(run) as address:
+        begin(browser, address)
+        sample = browser.run(SAMPLE)
+        browser.press("o")
+        browser.until("return document.activeElement.id === 'whose'")
+        browser.press("onerror")
+        browser.until("return document.querySelectorAll('#suggested li').length === 1")
+        assert browser.run("return document.getElementById('suggested').textContent") == IMG
+        browser.press("ArrowDown", "Enter")
+        browser.until("return document.getElementById('said').textContent.startsWith('Relabelled')")
+        (row,) = decisions.read_standing(run).to_pylist()
+        assert (row["sample_id"], row["verdict"], row["clean_identity"]) == (sample, "relabel", IMG)
+        browser.press("o")
+        browser.press("nobody of this name", "Enter")
+        browser.until("return !document.getElementById('trouble').hidden")
+        assert "no identity of exactly that name" in browser.run("return document.getElementById('trouble').textContent")
+        assert len(standing(run)) == 1
+        browser.press("Escape")
+        assert browser.run("return document.getElementById('relabel').hidden && document.activeElement.id === 'question'")
+
+
+def test_a_server_that_dies_loses_nothing_that_was_confirmed(browser: Browser, run: Path) -> None:
+    with served(run) as address:
+        begin(browser, address)
+        _, first = press(browser, "d")
+        waiting = browser.run(SAMPLE)
+    browser.press("k")
+    browser.until("return !document.getElementById('trouble').hidden")
+    assert "this was not recorded" in browser.run("return document.getElementById('trouble').textContent")
+    assert browser.run(SAMPLE) == waiting and standing(run) == {first: ("drop", "Ann")}
+    browser.console()
+    with served(run) as address:
+        begin(browser, address)
+        assert browser.run(SAMPLE) == waiting and "1 decided by you" in browser.run(
+            "return document.getElementById('progress').textContent"
+        )
+        press(browser, "k")
+        assert standing(run) == {first: ("drop", "Ann"), waiting: ("keep", "Ann")}
+
+
+def test_merge_by_the_keyboard_and_back(browser: Browser, run: Path) -> None:
+    with served(run) as address:
+        begin(browser, address)
+        while browser.run(QUESTION) != "Are these one person?":
+            press(browser, "s")
+        browser.press("k")
+        assert standing(run) == {}, "keep is no answer to this question"
+        press(browser, "m")
+        assert set(standing(run).values()) == {("relabel", "Ann")} and len(standing(run)) == 4
+        assert "Merged, 4 samples" in browser.run("return document.getElementById('said').textContent")
+        press(browser, "u")
+        assert standing(run) == {} and browser.run(QUESTION) == "Are these one person?"
+
+
+def test_hostile_names_are_text_and_pictures_have_words(browser: Browser, run: Path) -> None:
+    with served(run) as address:
+        begin(browser, address, name="<b>Ann</b> & 'co'")
+        seen = set()
+        for _ in range(12):
+            seen.add(browser.run(QUESTION))
+            pictures = browser.until(
+                "const all = Array.from(document.images); return all.every(i => i.complete) && all.map(i => [i.naturalWidth, i.alt])"
+            )
+            assert all(width == 112 and len(alt) > 8 for width, alt in pictures)
+            assert (
+                browser.run("return document.title").endswith("review") and browser.run("return document.querySelectorAll('b').length") == 0
+            )
+            press(browser, "s")
+        assert {f"Is this {IMG}?", "Is this abc⟨U+202E⟩cba?"} <= seen
+        assert [entry["message"] for entry in browser.console()] == []
+
+
+def test_focus_and_names_of_what_can_be_pressed(browser: Browser, run: Path) -> None:
+    with served(run) as address:
+        begin(browser, address)
+        assert browser.run("return document.activeElement.id") == "question", "a new case is read out from its question"
+        order = []
+        for _ in range(8):
+            browser.press("Tab")
+            order.append(browser.run("return document.activeElement.textContent"))
+        assert order[:5] == ["Overview and identities", "You are Ann. Somebody else?", "KKeep", "DDrop", order[4]] and order[-1] != ""
+        shown = "Array.from(document.querySelectorAll('button, input, a')).filter(e => e.offsetParent)"
+        unnamed = f"return {shown}.filter(e => !(e.textContent.trim() || e.labels?.length)).length"
+        assert browser.run(unnamed) == 0
+
+
+@pytest.mark.parametrize("width", [320, 380, 1600])
+def test_nothing_scrolls_sideways(browser: Browser, run: Path, width: int) -> None:
+    with served(run) as address:
+        begin(browser, address, width=width)
+        for _ in range(3):
+            assert browser.run("return document.documentElement.scrollWidth") <= width
+            press(browser, "s")
+
+
+def test_the_served_pages_draw_what_was_not_drawn(browser: Browser, run: Path) -> None:
+    write_audit(run, run / "audit", title="t", identities=1, faces=4, inversions={})
+    with served(run) as address:
+        browser.open(address.replace("review.html", "identity.html#n3"))
+        browser.until("return document.body.dataset.ready === '3'")
+        assert browser.until("return document.images.length > 0 && Array.from(document.images).every(i => i.complete && i.naturalWidth)")
+        assert [entry["message"] for entry in browser.console()] == []

@@ -5,10 +5,12 @@ fits in memory. Since the hash is blind, the first buckets are also a fair sampl
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -81,6 +83,14 @@ def read_bucket(folder: Path, number: int, dim: int) -> Bucket:
     facts = np.fromfile(folder / f"{number:05d}.rows", np.int64).reshape(-1, 2)
     vectors = np.fromfile(folder / f"{number:05d}.f32", np.float32).reshape(-1, dim)
     return Bucket(np.ascontiguousarray(facts[:, 0]), np.ascontiguousarray(facts[:, 1]), vectors)
+
+
+def new_array(path: Path, kind: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A memory-mapped array of zeros in a new file. Its room is taken now: on a disk that fills later, writing to it would kill the process."""
+    with path.open("wb") as file:
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
+    return np.memmap(path, kind, "r+", shape=shape)
 
 
 Claims = Callable[[str, list[str], list[str]], list[str | None]]

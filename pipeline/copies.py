@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from arcface_core.angles import cos_of_deg
-from pipeline.buckets import BucketWriter, read_bucket
+from pipeline.buckets import BucketWriter, new_array, read_bucket
 from pipeline.embed import read_embeddings
 from pipeline.evidence import Gathered
 
@@ -59,7 +59,7 @@ def find_copies(
             row_N = np.arange(buckets.first_row[stem], buckets.first_row[stem] + table.num_rows)
             writer.add(row_N[near_N], class_N[near_N], read_embeddings(embeddings / f"{stem}.parquet")[3][near_N])
     samples = max(1, buckets.samples)
-    copy_N = np.memmap(folder / "copy", np.int64, "w+", shape=(samples,))
+    copy_N = new_array(folder / "copy", np.int64, (samples,))
     copy_N[:] = -1
     least = cos_of_deg(duplicate_angle_deg)
     for number in range(buckets.count):
@@ -78,7 +78,7 @@ def find_copies(
                 cosine_n, place_n = (torch.from_numpy(near.unit_ND[some]) @ inside_DM).max(dim=1)
                 same_n = (cosine_n >= least).numpy()
                 copy_N[near.row_N[some[same_n]]] = held.row_N[there[place_n.numpy()[same_n]]]
-    return Copies(copy_N, np.memmap(folder / "noise", np.float32, "w+", shape=(samples,)))
+    return Copies(copy_N, new_array(folder / "noise", np.float32, (samples,)))
 
 
 def _by_class(class_N: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

@@ -10,7 +10,9 @@
     ├── StaleInput        a run folder that belongs to something else
     ├── TrainingFailed    a training that diverged, or lost a process
     ├── HeadNotLearned    the head separates no identities: its angles judge nothing
-    └── NoSpace           the disk is full, or will be
+    ├── NoSpace           the disk is full, or will be
+    ├── NotWritable       a file or folder of the run that this user may not write or read
+    └── WorkerLost        processes that do parts of a stage die, again and again
 
 A bad *image* is a row with a status, never an exception.
 """
@@ -58,3 +60,11 @@ class HeadNotLearned(PurifyError):  # noqa: N818
 
 class NoSpace(PurifyError):  # noqa: N818
     """Not enough room on the disk."""
+
+
+class NotWritable(PurifyError):  # noqa: N818
+    """The run folder may not be written by this user, or not any more."""
+
+
+class WorkerLost(PurifyError):  # noqa: N818
+    """A process that did a part of a stage died, even when it worked alone."""

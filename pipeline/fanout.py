@@ -1,15 +1,25 @@
-"""Parts of a stage over local processes. Results come back in the order of the parts, whatever order they finish in."""
+"""Parts of a stage over local processes. Results come back in the order of the parts, whatever order they finish in.
 
+A part writes its files whole or not at all, and the same files however often it is done. So a worker may die at any point: its part is
+done again, by fewer workers, since what kills workers is memory.
+"""
+
+import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
+from pipeline.errors import WorkerLost
 from pipeline.receipts import Progress
 
 P = TypeVar("P")
 R = TypeVar("R")
+_log = logging.getLogger("purify.fanout")
 
 
 def worker_count(workers: int) -> int:
@@ -18,26 +28,58 @@ def worker_count(workers: int) -> int:
 
 
 def fan_out(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progress: Progress | None = None) -> list[R]:
-    """`[part(p) for p in parts]` over processes. `part` is a top-level function: it is sent by name."""
-    results: list[R] = []
+    """`[part(p) for p in parts]` over processes. `part` is a top-level function: it is sent by name.
+
+    Raises WorkerLost when processes die even one at a time.
+    """
     count = min(worker_count(workers), len(parts))
-    if count <= 1:
-        for number, one in enumerate(parts):
-            results.append(part(one))
-            if progress:
-                progress(number + 1, len(parts))
-        return results
-    # Not fork: torch and Arrow hold threads and locks in this process.
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_adopt, initargs=(dict(os.environ),)) as pool:
-        for number, result in enumerate(pool.map(part, parts)):
-            results.append(result)
-            if progress:
-                progress(number + 1, len(parts))
+    results: list[R] = []
+    for result in map(part, parts) if count <= 1 else _over_processes(part, parts, count):
+        results.append(result)
+        if progress:
+            progress(len(results), len(parts))
     return results
 
 
-def _adopt(environment: dict[str, str]) -> None:
-    """The caller's environment, credentials of stores among it: that of the fork server is as old as its first use."""
+def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator[R]:
+    done = 0
+    while done < len(parts):
+        try:
+            for result in _by_pool(part, parts[done:], count):
+                done += 1
+                yield result
+        except BrokenProcessPool as error:
+            if count == 1:
+                raise WorkerLost(
+                    "A worker process was killed, also when it worked alone. Most often the memory was full (see `dmesg`): give the machine more, "
+                    "or smaller shards (--set ingest.samples_per_shard=2000). The same command goes on where it stopped."
+                ) from error
+            count //= 2
+            _log.warning("A worker process was killed. Its part is done again, now with %d at a time.", count)
+
+
+def _by_pool(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator[R]:
+    # Not fork: torch and Arrow hold threads and locks in this process.
+    context = multiprocessing.get_context("forkserver")
+    watched, held = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(dict(os.environ), watched)) as pool:
+        try:
+            yield from pool.map(part, parts)
+        except BaseException:  # also a signal: what is half done is discarded, not waited for
+            held.close()
+            raise
+    held.close()
+    watched.close()
+
+
+def _start(environment: dict[str, str], watched: Connection) -> None:
+    """The caller's environment, credentials of stores among it: that of the fork server is as old as its first use. And an end with the caller."""
     os.environ.clear()
     os.environ.update(environment)
+    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+
+
+def _end_with(caller: Connection) -> None:
+    """Nothing is ever sent: the pipe ends when the caller does, or gives up. A worker that outlived a killed caller would write beside its heir."""
+    caller.poll(None)
+    os._exit(1)

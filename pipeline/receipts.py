@@ -1,7 +1,8 @@
 """A stage's output is complete, proven by its receipt, or it is not there.
 
 A stage writes into `.<name>.partial-<fingerprint>`, puts `_receipt.json` in it and renames the folder. A killed stage leaves the
-partial folder; the same stage with the same fingerprint goes on in it, any other removes it.
+partial folder; the same stage with the same fingerprint goes on in it, any other removes it. Every file is flushed to the disk before it gets
+its name, and the receipt after all others: what has a name has its content, even when the power fails.
 """
 
 import contextlib
@@ -12,12 +13,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import NoSpace, PurifyError
+from pipeline.errors import NoSpace, NotWritable, PurifyError
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -62,38 +64,88 @@ def mark_of(folder: Path) -> str:
 def run_stage(out: Path, *, stage: str, mark: str, work: Callable[[Path], Counts]) -> Receipt:
     """The receipt of `out`, after `work(partial folder)` has filled it; `work` is skipped when a matching receipt stands.
 
-    Raises NoSpace when the disk is full. What was finished before stays in the partial folder for the next attempt.
+    Raises NoSpace when the disk is full, NotWritable when it may not be written. What was finished before stays in the partial folder for the
+    next attempt.
     """
     standing = read(out)
     if standing is not None and standing.fingerprint == mark:
         return Receipt(**{**asdict(standing), "reused": True})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial-{mark[:16]}"
-    for other in (*out.parent.glob(f".{glob.escape(out.name)}.partial-*"), out.parent / f".{out.name}.old"):
-        if other != partial and other.is_dir():
-            shutil.rmtree(other)
-    with _space_watched(out):
+    with disk_watched(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.parent / f".{out.name}.partial-{mark[:16]}"
+        for other in (*out.parent.glob(f".{glob.escape(out.name)}.partial-*"), _old(out)):
+            if other != partial and other.is_dir():
+                remove(other)
         partial.mkdir(exist_ok=True)
-        started = time.perf_counter()
-        counts = work(partial)
-        receipt = Receipt(stage, mark, counts, round(time.perf_counter() - started, 3))
-        write_json(partial / NAME, {key: value for key, value in asdict(receipt).items() if key != "reused"})
-    if out.exists():
-        old = out.parent / f".{out.name}.old"
-        out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old)
-    else:
-        partial.rename(out)
+        receipt = read(partial)  # killed between the receipt and the rename
+        if receipt is None or receipt.fingerprint != mark:
+            receipt = _fill(partial, stage, mark, work)
+        if out.exists():
+            old = _old(out)
+            out.rename(old)
+            partial.rename(out)
+            flush([out.parent])
+            remove(old)
+        else:
+            partial.rename(out)
+            flush([out.parent])
     return receipt
+
+
+def _fill(partial: Path, stage: str, mark: str, work: Callable[[Path], Counts]) -> Receipt:
+    for leftover in partial.rglob(".*.tmp"):  # of writers that were killed
+        leftover.unlink()
+    started = time.perf_counter()
+    counts = work(partial)
+    flush([partial, *partial.rglob("*")])
+    receipt = Receipt(stage, mark, counts, round(time.perf_counter() - started, 3))
+    write_json(partial / NAME, {key: value for key, value in asdict(receipt).items() if key != "reused"})
+    flush([partial])
+    return receipt
+
+
+def _old(out: Path) -> Path:
+    return out.parent / f".{out.name}.old"
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, its receipt first: killed half way, it is not finished any more."""
+    (folder / NAME).unlink(missing_ok=True)
+    flush([folder])
+    shutil.rmtree(folder)
+
+
+def settle(parent: Path) -> None:
+    """End the swaps of two outputs in `parent` whose process was killed: what had been moved away stands again, or is removed if the new one stands."""
+    for old in parent.glob(".*.old"):
+        out = parent / old.name.removeprefix(".").removesuffix(".old")
+        if out.exists():
+            remove(old)
+        else:
+            old.rename(out)
+
+
+def flush(paths: Iterable[Path]) -> None:
+    """Bring files and folders to the disk (fsync); several at a time, which costs a journal a tenth of one after another."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_flush_one, paths))
+
+
+def _flush_one(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends well and removed when it does not."""
+    """A temporary path beside `path`, flushed and renamed onto it when the block ends well, and removed when it does not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _flush_one(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,21 +163,35 @@ def link(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all, flushed to the disk."""
+    """Write a JSON file whole or not at all."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def _space_watched(where: Path) -> Iterator[None]:
+def disk_watched(out: Path) -> Iterator[None]:
+    """Turns errors of the disk that `out` is on into NoSpace and NotWritable, which tell the next step."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise NoSpace(f"The disk of {where.parent} is full. Make room and run the same command again: finished parts are kept.") from error
+    except PurifyError:
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        # DuckDB and safetensors tell it in words only
+        if number in _FULL or "No space left on device" in str(error):
+            raise NoSpace(
+                f"The disk of {out.parent} is full. Make room and run the same command again: finished parts are kept."
+            ) from error
+        if number in _FORBIDDEN:
+            what = getattr(error, "filename", None) or out.parent
+            raise NotWritable(
+                f"{what}: {os.strerror(number)}. Let this user read and write it, and run the same command again: finished parts are kept."
+            ) from error
+        raise
 
 
 def require_space(folder: Path, wanted: int) -> None:

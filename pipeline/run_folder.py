@@ -8,16 +8,18 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.errors import StaleInput
 from pipeline.layout import RunLayout
 from pipeline.places import Location, recorded
-from pipeline.receipts import Receipt, write_json
+from pipeline.receipts import Receipt, disk_watched, remove, settle, write_json
 
 _PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
 _LOCK = ".lock"
+_OF_A_NEW_RUN = {_LOCK, "forgotten"}
 
 
 @contextlib.contextmanager
@@ -27,24 +29,33 @@ def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iter
     Raises StaleInput: when it belongs to another crawl, when it is no run folder and not empty, when another process works in it, and when a
     `forget` was stopped half way, except `to_forget`.
     """
-    if run.root.exists() and not run.root.is_dir():
-        raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
-    owner = _owner(run)
-    if owner is not None and owner != recorded(crawl):
-        raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
-    if owner is None and run.root.is_dir() and any(path not in {run.root / _LOCK, run.forgotten} for path in run.root.iterdir()):
-        raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
-    run.root.mkdir(parents=True, exist_ok=True)
-    with (run.root / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StaleInput(f"Another process works in {run.root}. Wait for it to end, or give another run folder.") from error
-        if not to_forget:
-            require_whole(run)
-        if owner is None:
-            write_json(run.run_json, {"crawl": recorded(crawl), "finished": False})
-        yield
+    with disk_watched(run.run_json):
+        if run.root.exists() and not run.root.is_dir():
+            raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
+        owner = _owner(run)
+        if owner is not None and owner != recorded(crawl):
+            raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
+        if owner is None and run.root.is_dir() and {path.name for path in run.root.iterdir() if not _is_half_written(path)} - _OF_A_NEW_RUN:
+            raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
+        run.root.mkdir(parents=True, exist_ok=True)
+        with (run.root / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StaleInput(f"Another process works in {run.root}. Wait for it to end, or give another run folder.") from error
+            if not to_forget:
+                require_whole(run)
+            for half in filter(_is_half_written, run.root.iterdir()):
+                half.unlink()
+            for parent in (run.root, *run.root.glob("rounds/*")):
+                settle(parent)
+            if owner is None:
+                write_json(run.run_json, {"crawl": recorded(crawl), "finished": False})
+            yield
+
+
+def _is_half_written(path: Path) -> bool:
+    return path.name.startswith(".run.json.") and path.suffix == ".tmp"
 
 
 def require_whole(run: RunLayout) -> None:
@@ -66,9 +77,11 @@ def remove_what_is_not_of(run: RunLayout, config: Config) -> None:
     """Remove the rounds that these settings do not have, and a model that they do not give, so that no report speaks of them."""
     for folder in (run.root / "rounds").glob("*"):
         if folder.name.isdecimal() and int(folder.name) > config.rounds:
+            for output in filter(Path.is_dir, folder.iterdir()):
+                remove(output)
             shutil.rmtree(folder)
     if config.embedder.model is None and run.embedder.exists():
-        shutil.rmtree(run.embedder)
+        remove(run.embedder)
 
 
 def write_record(

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.buckets import new_array
+
 
 @dataclass(frozen=True)
 class WithinIdentity:
@@ -28,7 +30,7 @@ def open_arrays(folder: Path, samples: int, subcenters: int, raw: Path, embeddin
     folder.mkdir(exist_ok=True)
 
     def array(name: str, kind: str, *width: int) -> NDArray[Any]:
-        return np.memmap(folder / name, kind, "w+", shape=(samples, *width)) if samples else np.zeros((0, *width), kind)
+        return new_array(folder / name, kind, (samples, *width)) if samples else np.zeros((0, *width), kind)
 
     within = WithinIdentity(
         array("subcenters", "<f4", subcenters),

@@ -1,0 +1,83 @@
+"""A part of `python -m tests.faults`, which does a hundred kills and every trouble: a run that was disturbed ends as one that was not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import NotWritable, WorkerLost
+from pipeline.fanout import fan_out
+from pipeline.layout import RunLayout
+from pipeline.receipts import Counts, run_stage, settle
+from pipeline.run_folder import claimed
+
+ROOT = Path(__file__).resolve().parents[2]
+LITTLE = "--kills 3 --new-only --rounds 1 --identities 6 --seed 3 --troubles".split()
+
+
+def test_a_disturbed_run_goes_on_to_the_same_bytes() -> None:
+    """In a process of its own, which forks: this one holds threads of torch and DuckDB."""
+    command = [sys.executable, "-m", "tests.faults", *LITTLE, "a worker is killed"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills in " in done.stdout and " 0 differences" in done.stdout and "as undisturbed" in done.stdout
+
+
+def die_at_first(part: Path) -> str:
+    if not part.exists():
+        part.touch()
+        os._exit(1)
+    return part.name
+
+
+def die(_: int) -> None:
+    os._exit(1)
+
+
+def test_parts_of_dead_workers_are_done_again_and_a_part_that_always_kills_is_told(tmp_path: Path) -> None:
+    (tmp_path / "b").touch()
+    assert fan_out(die_at_first, [tmp_path / "a", tmp_path / "b"], workers=2) == ["a", "b"]
+    with pytest.raises(WorkerLost, match="Most often the memory was full"):
+        fan_out(die, [1, 2], workers=2)
+
+
+def test_half_files_of_killed_writers_are_swept_and_a_sealed_folder_is_not_made_again(tmp_path: Path) -> None:
+    def stopped(folder: Path) -> Counts:
+        (folder / ".part.1234.tmp").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=stopped)
+    run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=lambda _: {"n": 1})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["_receipt.json"]
+    (tmp_path / "out").rename(tmp_path / f".out.partial-{'a' * 16}")  # killed between receipt and rename
+    again = run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=lambda _: {"n": 2})
+    assert again.counts == {"n": 1}
+
+
+def test_a_swap_that_was_killed_half_way_is_settled(tmp_path: Path) -> None:
+    (tmp_path / ".raw.old").mkdir()
+    settle(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"], "nothing new stands: the old one does"
+    (tmp_path / ".raw.old").mkdir()
+    settle(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"], "the new one stands: the old one goes"
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    def refused(folder: Path) -> Counts:
+        raise PermissionError(13, "Permission denied", str(folder / "x"))
+
+    with pytest.raises(NotWritable, match=r"partial.*x: Permission denied\. Let this user"):
+        run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=refused)
+
+
+def test_a_process_that_was_killed_while_it_claimed_the_folder_is_no_hindrance(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "run")
+    run.root.mkdir()
+    (run.root / ".lock").touch()
+    (run.root / ".run.json.1234.tmp").write_text("{")
+    with claimed(tmp_path, run):
+        assert sorted(path.name for path in run.root.iterdir()) == [".lock", "run.json"]

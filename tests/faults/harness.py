@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 import torch._dynamo  # an optimizer imports it, in seconds: once here instead of in every child
 
@@ -234,7 +235,7 @@ def cut_power(scene: Scene, chance: random.Random) -> int:
 
 
 def contents(run: Path) -> dict[str, str]:
-    """Every file and folder of a run with the SHA-256 of its bytes; seconds, and the number of workers, are left out of receipts and of run.json."""
+    """Every file and folder of a run with the SHA-256 of its bytes; seconds and rates, and the number of workers, are left out."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
@@ -242,6 +243,8 @@ def contents(run: Path) -> dict[str, str]:
             found[name] = "folder"
         elif path.name == "_receipt.json" or name == "run.json":
             found[name] = json.dumps(_timeless(json.loads(path.read_text("utf-8"))), sort_keys=True)
+        elif name.endswith("train/metrics.parquet"):
+            found[name] = str(pq.read_table(path).drop_columns(["images_per_s", "wait_share"]).to_pydict())
         elif name != ".lock":
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -23,7 +23,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Rule = Literal["angle", "nondominant", "either", "both", "calibrated"]
 SourceName = Literal["auto", "recordio", "img2dataset", "webdataset", "huggingface", "table", "folder"]
-Backbone = Literal["tiny", "iresnet18", "iresnet34", "iresnet50", "iresnet100"]
+Backbone = Literal[
+    "tiny", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200",
+    "mobilefacenet", "mobilefacenet_large", "vit_t", "vit_s", "vit_b",
+]  # fmt: skip
 
 _STRICT: ConfigDict = ConfigDict(extra="forbid")
 

@@ -6,8 +6,10 @@ from functools import partial
 from torch import nn
 
 from arcface_core.backbones.iresnet import DEPTHS, IResNet
+from arcface_core.backbones.mobilefacenet import BLOCKS, MobileFaceNet
 from arcface_core.backbones.recognise import Recognised, recognise
 from arcface_core.backbones.tiny import TinyResNet
+from arcface_core.backbones.vit import SIZES, VisionTransformer
 
 __all__ = ["BACKBONES", "Recognised", "build_backbone", "recognise"]
 
@@ -17,6 +19,12 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "iresnet34": partial(IResNet, DEPTHS["iresnet34"]),
     "iresnet50": partial(IResNet, DEPTHS["iresnet50"]),
     "iresnet100": partial(IResNet, DEPTHS["iresnet100"]),
+    "iresnet200": partial(IResNet, DEPTHS["iresnet200"]),
+    "mobilefacenet": partial(MobileFaceNet, *BLOCKS["mobilefacenet"]),
+    "mobilefacenet_large": partial(MobileFaceNet, *BLOCKS["mobilefacenet_large"]),
+    "vit_t": partial(VisionTransformer, *SIZES["vit_t"]),
+    "vit_s": partial(VisionTransformer, *SIZES["vit_s"]),
+    "vit_b": partial(VisionTransformer, *SIZES["vit_b"]),
 }
 
 

@@ -6,7 +6,13 @@ head `BN -> Dropout -> FC -> BN` of the ArcFace paper, section 4.1.
 
 from torch import Tensor, nn
 
-DEPTHS = {"iresnet18": (2, 2, 2, 2), "iresnet34": (3, 4, 6, 3), "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
+DEPTHS = {
+    "iresnet18": (2, 2, 2, 2),
+    "iresnet34": (3, 4, 6, 3),
+    "iresnet50": (3, 4, 14, 3),
+    "iresnet100": (3, 13, 30, 3),
+    "iresnet200": (6, 26, 60, 6),
+}
 _WIDTHS = (64, 128, 256, 512)
 
 

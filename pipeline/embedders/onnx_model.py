@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline import onnx_files
 from pipeline.config import EmbedderConfig
-from pipeline.embedders.base import MEAN, STD, Embedder, three
+from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, three
 from pipeline.errors import BadConfig, BadInput
 
 METADATA = "arcface_purify."
@@ -56,6 +56,7 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
         raise BadInput(f"{path} is no model that embeds faces ({' '.join(str(error).split())[:300]}). {_ADVICE}") from error
 
     def embed(images_BCHW: Tensor) -> Tensor:
+        check_crops(images_BCHW, form.side)
         return torch.from_numpy(features(images_BCHW.numpy())) if len(images_BCHW) else torch.zeros(0, dim)
 
     digest = hashlib.sha256(content).hexdigest()

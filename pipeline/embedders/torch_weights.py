@@ -9,7 +9,7 @@ from arcface_core.backbones import BACKBONES, build_backbone, recognise
 from arcface_core.training import to_input
 from pipeline import shards
 from pipeline.config import EmbedderConfig
-from pipeline.embedders.base import MEAN, STD, Embedder, three
+from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, three
 from pipeline.errors import BadCheckpoint
 from pipeline.models import fit, load_tensors, place
 
@@ -38,6 +38,7 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
 
     @torch.no_grad()
     def embed(images_BCHW: Tensor) -> Tensor:
+        check_crops(images_BCHW, found.input_px)
         if not len(images_BCHW):
             return torch.zeros(0, found.embedding_dim)
         inputs = to_input(images_BCHW, device).contiguous(memory_format=torch.channels_last)

@@ -66,6 +66,9 @@ def test_onnx_gives_what_torch_gives(tmp_path: Path, kind: str) -> None:
     found = embedder.embed(pictures())
     assert found.dtype == torch.float32 and relative_error(found, by_torch(net, pictures())) < 1e-5
     assert embedder.embed(pictures(0)).shape == (0, DIM)
+    for wrong in (pictures(side=48), pictures().float()):
+        with pytest.raises(ValueError, match=r"takes uint8 crops \[B, 3, 32, 32\], got .* scale them first"):
+            embedder.embed(wrong)
 
 
 @pytest.mark.parametrize("form", ["onnx", "safetensors"])

@@ -82,7 +82,12 @@ def features_of(contents: Sequence[bytes], embedder: Embedder) -> NDArray[np.flo
     """Features [N, D] of stored crops: the mean of what the embedder makes of the image and of its mirror image, not normalised."""
     with ThreadPoolExecutor(4) as pool:
         pixels = np.stack(list(pool.map(lambda content: shards.decode_crop(content, embedder.input_px), contents)))
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return features_of_pixels(pixels, embedder)
+
+
+def features_of_pixels(pixels_BHWC: NDArray[np.uint8], embedder: Embedder) -> NDArray[np.float32]:
+    """`features_of`, of RGB crops [B, input_px, input_px, 3]."""
+    images = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
     both = (embedder.embed(images) + embedder.embed(images.flip(-1))) / 2
     features: NDArray[np.float32] = both.numpy()
     return features

@@ -5,39 +5,39 @@ Held-out pairs carry the crawl's labels. `held-out` takes them as crawled, noise
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from arcface_core.angles import rowwise_cosine
-from arcface_core.protocols.verification import auroc, genuine_impostor_pairs, kfold_accuracy, roc_points, tar_at_far
-from pipeline import shards, tables
+from arcface_core.protocols.verification import genuine_impostor_pairs
+from pipeline import shards
 from pipeline.centers import is_given
-from pipeline.config import Config, IngestConfig, as_dict
+from pipeline.config import Config, as_dict
 from pipeline.duck import every
-from pipeline.embed import features_of
 from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput
-from pipeline.examine import examine
+from pipeline.evaluation import Choices, draw, measure_set, open_sets, write
 from pipeline.layout import RoundLayout
+from pipeline.metrics import Measured, differences, measure_pairs
 from pipeline.models import pick_device
-from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
-from pipeline.sources import Item
+from pipeline.protocols.pairs import VERSION as PROTOCOL
+from pipeline.protocols.pairs import PairSet
+from pipeline.receipts import Counts, Progress, Receipt, fingerprint, mark_of, run_stage
 from pipeline.train import held_out
-from pipeline.verification_bin import read_bin
 
-VERSION = 1
-FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-_BATCH = 256
+VERSION = 2
 
 
 def evaluate(raw: Path, rounds: list[RoundLayout], out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
-    """Receipt of `out`: metrics.parquet and roc.parquet. Raises BadInput for a `.bin` that cannot be used, before anything is computed."""
+    """Receipt of `out`: metrics, differences, roc and scores as Parquet, and their pictures.
+
+    Raises BadInput for a `.bin` that cannot be used, before anything is computed.
+    """
     bins = [Path(name) for name in config.evaluate.bins]
     for path in bins:
         if not path.is_file():
@@ -47,42 +47,27 @@ def evaluate(raw: Path, rounds: list[RoundLayout], out: Path, config: Config, *,
     mark = fingerprint("evaluate", VERSION, as_dict(config.evaluate) | {"seed": config.seed}, raw=mark_of(raw), **inputs)
 
     def work(folder: Path) -> Counts:
-        metrics: list[dict[str, Any]] = []
-        curves: list[dict[str, Any]] = []
+        found: dict[str, list[Measured]] = {_name(layout): [] for layout in rounds}
         total = len(rounds) * (2 + len(bins))
-        for number, (backbone, dataset, scores, genuine) in enumerate(_comparisons(raw, rounds, bins, config)):
-            metrics += measure(backbone, dataset, scores, genuine, folds=config.evaluate.folds)
-            false_rate, true_rate = roc_points(scores, genuine)
-            step = max(1, len(false_rate) // 500)
-            points = zip(false_rate[::step].tolist(), true_rate[::step].tolist(), strict=True)
-            curves += [{"backbone": backbone, "dataset": dataset, "far": far, "tar": tar} for far, tar in points]
+        for number, (backbone, measured) in enumerate(_comparisons(raw, rounds, bins, config)):
+            found[backbone].append(measured)
             if progress:
                 progress(number + 1, total)
-        for name, rows, schema in (("metrics", metrics, tables.METRICS), ("roc", curves, tables.ROC)):
-            with atomic(folder / f"{name}.parquet") as temporary:
-                pq.write_table(shards.table_of(rows, schema), temporary)
-        return {f"{row['backbone']} {row['dataset']} accuracy": round(row["value"], 4) for row in metrics if row["metric"] == "accuracy"}
+        first, last = _name(rounds[0]), _name(rounds[-1])
+        pairs = zip(found[first], found[last], strict=True) if first != last else ()
+        compared = [{"first": first, "second": last, **row} for one, other in pairs for row in differences(one, other)]
+        rows = write(found, compared, folder)
+        draw(found, folder)
+        return {f"{row['backbone']} {row['dataset']} accuracy": round(row["value"], 4) for row in rows if row["metric"] == "accuracy"}
 
     return run_stage(out, stage="evaluate", mark=mark, work=work)
 
 
-def measure(backbone: str, dataset: str, scores: torch.Tensor, genuine: torch.Tensor, *, folds: int) -> list[dict[str, Any]]:
-    """Rows of the metrics table for scored pairs."""
-    common = {"backbone": backbone, "dataset": dataset, "pairs": len(scores)}
-    fold = kfold_accuracy(scores, genuine, folds=folds)
-    rows = [
-        {"metric": "accuracy", "value": fold.mean, "low": fold.mean - fold.std, "high": fold.mean + fold.std},
-        {"metric": "auroc", "value": float(auroc(scores, genuine))},
-    ]
-    for point in tar_at_far(scores, genuine, FARS):
-        said = {"value": point.tar, "low": point.tar_low, "high": point.tar_high} if point.resolvable else {"value": None}
-        rows.append({"metric": f"tar@far={point.far:g}", **said})
-    return [common | row for row in rows]
+def _name(layout: RoundLayout) -> str:
+    return "embedder" if is_given(layout.train) else f"round-{layout.number}"
 
 
-def _comparisons(
-    raw: Path, rounds: list[RoundLayout], bins: list[Path], config: Config
-) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+def _comparisons(raw: Path, rounds: list[RoundLayout], bins: list[Path], config: Config) -> Iterator[tuple[str, Measured]]:
     for dataset, kept in (("held-out", False), ("held-out-kept", True)):
         uris, index = _held_out(raw, rounds[-1], config, kept)
         try:
@@ -93,28 +78,16 @@ def _comparisons(
             continue
         for layout in rounds:
             vectors = torch.from_numpy(_embeddings_of(uris, layout.embeddings))
-            yield _name(layout), dataset, rowwise_cosine(vectors[left], vectors[right]), genuine
+            scores = rowwise_cosine(vectors[left], vectors[right])
+            yield _name(layout), measure_pairs(dataset, scores, genuine, folds=config.evaluate.folds, protocol=PROTOCOL)
     device = pick_device(config.device)
     for path in bins:
-        jpegs, same = read_bin(path)
-        crops = [_bin_crop(content, f"{path} image {number}") for number, content in enumerate(jpegs)]
+        [(name, found)] = open_sets({path.stem: path}, Choices()).items()
+        if isinstance(found, PairSet):
+            found = replace(found, folds=config.evaluate.folds)
         for layout in rounds:
-            embedder = load_embedder(layout.train, device)
-            starts = range(0, len(crops), _BATCH)
-            parts = [features_of(crops[start : start + _BATCH], embedder) for start in starts]
-            vectors = torch.from_numpy(np.concatenate(parts))
-            yield _name(layout), path.stem, rowwise_cosine(vectors[0::2], vectors[1::2]), torch.tensor(same)
-
-
-def _name(layout: RoundLayout) -> str:
-    return "embedder" if is_given(layout.train) else f"round-{layout.number}"
-
-
-def _bin_crop(content: bytes, name: str) -> bytes:
-    [(row, crop)] = examine(Item(name, "pair", bytes(content)), IngestConfig())
-    if crop is None:
-        raise BadInput(f"{name}: {row['status']}, {row['status_detail']}. Take the file from its source again.")
-    return crop
+            [measured] = measure_set(name, found, load_embedder(layout.train, device), Choices(), None)
+            yield _name(layout), measured
 
 
 def _held_out(raw: Path, last: RoundLayout, config: Config, kept: bool) -> tuple[list[str], NDArray[np.int64]]:

@@ -6,9 +6,15 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.columns import VERSION as VERSION
+from pipeline.columns import field as _field
+from pipeline.columns import schema as _schema
 from pipeline.errors import SchemaMismatch
-
-VERSION = "3"
+from pipeline.evaluation_tables import CONTAMINATION as CONTAMINATION
+from pipeline.evaluation_tables import DIFFERENCES as DIFFERENCES
+from pipeline.evaluation_tables import METRICS as METRICS
+from pipeline.evaluation_tables import ROC as ROC
+from pipeline.evaluation_tables import SCORES as SCORES
 
 STATUSES: dict[str, str] = {
     "ok": "decoded whole and stored as a crop",
@@ -34,14 +40,6 @@ VERDICTS: dict[str, str] = {
     "relabel": "not this identity; `other_identity` is proposed (exported only with `export.apply_relabels`, or when a person says so)",
     "review": "no sound evidence either way; not exported",
 }
-
-
-def _field(name: str, kind: pa.DataType, about: str, *, unit: str = "", direction: str = "", nullable: bool = True) -> pa.Field:
-    return pa.field(name, kind, nullable, {"about": about, "unit": unit, "direction": direction})
-
-
-def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
-    return pa.schema(fields, metadata={"table": name, "version": VERSION})
 
 
 _SAMPLE_ID = _field("sample_id", pa.string(), "hex hash of identity and bytes: stable across runs and re-crawls; null when unreadable")
@@ -266,19 +264,6 @@ PROPOSALS = _schema(
     ],
 )
 
-CONTAMINATION = _schema(
-    "contamination",
-    [
-        _field("kind", pa.string(), "`identity`: its consensus is near to a protected image. `image`: the same image", nullable=False),
-        _IDENTITY,
-        _field("sample_id", pa.string(), "of an image"),
-        _field("source_uri", pa.string(), "of an image"),
-        _field("protected_set", pa.string(), "stem of the set", nullable=False),
-        _field("protected_image", pa.string(), "path in its folder, or number in its .bin file", nullable=False),
-        _field("angle_deg", pa.float32(), "angle between the two; 0 for equal bytes", unit=_DEGREES, direction="lower is more alike"),
-    ],
-)
-
 CLEAN = _schema(
     "clean",
     [
@@ -311,34 +296,6 @@ FORGOTTEN = _schema(
         _field("words", pa.int16(), "of `words`: how many"),
         _field("forgotten_at", pa.timestamp("us", tz="UTC"), "when", nullable=False),
         _field("forgotten_by", pa.string(), "the account that did it", nullable=False),
-    ],
-)
-
-METRICS = _schema(
-    "metrics",
-    [
-        _field(
-            "backbone",
-            pa.string(),
-            "`round-1` (trained on the noisy crawl), `round-2` (on what was kept) ...; `embedder` (was given)",
-            nullable=False,
-        ),
-        _field("dataset", pa.string(), "`held-out` identities of the crawl, or the stem of a `.bin` file", nullable=False),
-        _field("metric", pa.string(), "`accuracy` (k-fold), `auroc`, `tar@far=0.001` ...", nullable=False),
-        _field("value", pa.float64(), "0..1; null when the pairs are too few to say", direction="higher is better"),
-        _field("low", pa.float64(), "lower end: 95 % interval, or one standard deviation of the folds"),
-        _field("high", pa.float64(), "upper end, likewise"),
-        _field("pairs", pa.int64(), "pairs compared", nullable=False),
-    ],
-)
-
-ROC = _schema(
-    "roc",
-    [
-        _field("backbone", pa.string(), "as in metrics", nullable=False),
-        _field("dataset", pa.string(), "as in metrics", nullable=False),
-        _field("far", pa.float64(), "false accept rate", nullable=False),
-        _field("tar", pa.float64(), "true accept rate", nullable=False),
     ],
 )
 
@@ -377,7 +334,7 @@ RUN/
   decisions/        a Parquet file per act of a person, never rewritten but by `purify forget`
   forgotten/        a Parquet file of keyed hashes per `purify forget`, and their key
   clean/            clean-000000.tar, its twin ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
-  evaluation/       metrics.parquet, roc.parquet
+  evaluation/       metrics.parquet, differences.parquet, roc.parquet, scores.parquet
   audit/            index.html, identity.html, data/, sheets/, inversions/: opens from disk, without a network
 ```
 
@@ -413,7 +370,9 @@ def page() -> str:
         CLASSES,
         METRICS_OF_TRAINING,
         METRICS,
+        DIFFERENCES,
         ROC,
+        SCORES,
         embeddings(512),
     )
     return _PAGE.format(

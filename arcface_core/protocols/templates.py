@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arcface_core.angles import normalize
 
-__all__ = ["Templates", "group_means", "image_features", "mode_name", "pair_cosines", "pooled_templates"]
+__all__ = ["Templates", "group_means", "image_weights", "mode_name", "pair_cosines", "pooled_templates"]
 
 _ROWS = 16_384  # summed at a time
 _SCORES = 1 << 23  # cosines held at a time
@@ -35,25 +35,28 @@ def mode_name(*, keep_norm: bool, detector_scores: bool, mirrored: bool) -> str:
     return f"N{int(keep_norm)}D{int(detector_scores)}F{2 if mirrored else 0}"
 
 
-def image_features(feature_ND: Tensor, *, keep_norm: bool = True, detector_N: Tensor | None = None) -> Tensor:
-    """What each image adds to its template [N, D]: its feature, or with `keep_norm` False its unit vector, times its detector's score where given.
+def image_weights(feature_ND: Tensor, *, keep_norm: bool = True, detector_N: Tensor | None = None) -> Tensor:
+    """How much each image's feature counts in its template, float64 [N]: 1, or with `keep_norm` False one over its norm, times its detector's score.
 
-    Raises ValueError: shapes that disagree, or scores that are negative or not finite.
+    A zero feature counts nothing. Raises ValueError: shapes that disagree, or scores that are negative or not finite.
     """
     if feature_ND.ndim != 2 or (detector_N is not None and detector_N.shape != feature_ND.shape[:1]):
         got = None if detector_N is None else tuple(detector_N.shape)
         raise ValueError(f"features must be [N, D] and scores [N], got {tuple(feature_ND.shape)} and {got}")
     if detector_N is not None and not bool((detector_N.isfinite() & (detector_N >= 0)).all()):
         raise ValueError("a detector's score is finite and not negative: check the last column of the image list")
-    kept = feature_ND.float() if keep_norm else normalize(feature_ND)
-    return kept if detector_N is None else kept * detector_N[:, None].to(kept)
+    weight_N = torch.ones(len(feature_ND), dtype=torch.float64) if detector_N is None else detector_N.cpu().double()
+    if not keep_norm:
+        norm_N = torch.cat([part.double().norm(dim=1).cpu() for part in torch.split(feature_ND, _ROWS)])
+        weight_N = torch.where(norm_N > 0, weight_N / norm_N, 0.0)
+    return weight_N
 
 
-def pooled_templates(feature_ND: Tensor, template_N: Tensor, media_N: Tensor) -> Templates:
+def pooled_templates(feature_ND: Tensor, template_N: Tensor, media_N: Tensor, weight_N: Tensor | None = None) -> Templates:
     """Templates of images: the mean over the frames of each medium of a template, summed over media, normalised.
 
-    `sum_i f_i / n(template_i, media_i)`, so one weighted sum in float64, and neither templates nor media are visited one by one. The same medium in two
-    templates is two media. Raises ValueError: shapes that disagree, no image, or a feature that is not finite.
+    `sum_i w_i f_i / n(template_i, media_i)`, so one weighted sum in float64, and neither templates nor media are visited one by one. The same medium in
+    two templates is two media. `weight_N`: of `image_weights`; 1 without. Raises ValueError: shapes that disagree, no image, or a feature that is not finite.
     """
     if feature_ND.ndim != 2 or not template_N.shape == media_N.shape == feature_ND.shape[:1] or len(feature_ND) == 0:
         got = f"{tuple(feature_ND.shape)}, {tuple(template_N.shape)} and {tuple(media_N.shape)}"
@@ -61,7 +64,8 @@ def pooled_templates(feature_ND: Tensor, template_N: Tensor, media_N: Tensor) ->
     ids_T, place_N = np.unique(template_N.cpu().numpy(), return_inverse=True)
     _, medium_N = np.unique(media_N.cpu().numpy(), return_inverse=True)
     _, group_N, size = np.unique(place_N * (int(medium_N.max()) + 1) + medium_N, return_inverse=True, return_counts=True)
-    summed_TD = _weighted_sums(feature_ND, torch.from_numpy(place_N), torch.from_numpy(1.0 / size[group_N]), len(ids_T))
+    share_N = torch.from_numpy(1.0 / size[group_N])
+    summed_TD = _weighted_sums(feature_ND, torch.from_numpy(place_N), share_N if weight_N is None else share_N * weight_N, len(ids_T))
     return Templates(torch.from_numpy(ids_T), normalize(summed_TD).float())
 
 

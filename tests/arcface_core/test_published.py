@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arcface_core.protocols.identification import search_gallery, tpir_by_rank_index
 from arcface_core.protocols.published import kfold_accuracy_by_distance, tar_at_nearest_far, val_at_far
-from arcface_core.protocols.templates import image_features, pair_cosines, pooled_templates
+from arcface_core.protocols.templates import image_weights, pair_cosines, pooled_templates
 from tests.arcface_core.insightface_golden import FARS, FPIRS, GOLDEN, gallery_case, pairs_case, templates_case
 
 
@@ -76,8 +76,9 @@ def test_insightfaces_own_scripts_give_the_same_figures() -> None:
 
     feature, mirrored, detector, template, media, first, second, label = map(torch.from_numpy, templates_case())
     for name, keep_norm, scored_by, flip in (("N1D1F2", True, True, True), ("N0D0F2", False, False, True), ("N0D1F0", False, True, False)):
-        images = image_features(feature + mirrored if flip else feature, keep_norm=keep_norm, detector_N=detector if scored_by else None)
-        cosines = pair_cosines(pooled_templates(images, template, media), first, second)
+        images = feature + mirrored if flip else feature
+        weights = image_weights(images, keep_norm=keep_norm, detector_N=detector if scored_by else None)
+        cosines = pair_cosines(pooled_templates(images, template, media, weights), first, second)
         assert cosines[::997].tolist() == pytest.approx(golden["ijb"][name]["scores"], abs=2e-6)
         points = tar_at_nearest_far(cosines, label.bool(), FARS)
         assert [point.tar for point in points] == pytest.approx(golden["ijb"][name]["tar"], abs=1e-12)

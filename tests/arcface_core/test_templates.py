@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arcface_core.protocols.templates import Templates, group_means, image_features, mode_name, pair_cosines, pooled_templates
+from arcface_core.protocols.templates import Templates, group_means, image_weights, mode_name, pair_cosines, pooled_templates
 
 
 def test_a_toy_ijb_by_hand() -> None:
@@ -22,11 +22,13 @@ def test_a_toy_ijb_by_hand() -> None:
 
 def test_modes_by_hand() -> None:
     """Norms 5 and 1, detector scores 0.5 and 1: N1 weighs the first image five times, N0 equally; D1 halves it."""
-    feature, score = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([0.5, 1.0])
-    assert image_features(feature).tolist() == feature.tolist()
-    assert image_features(feature, keep_norm=False).tolist() == [pytest.approx([0.6, 0.8]), [0, 1]]
-    assert image_features(feature, detector_N=score).tolist() == [[1.5, 2.0], [0, 1]]
-    assert image_features(feature, keep_norm=False, detector_N=score).tolist() == [pytest.approx([0.3, 0.4]), [0, 1]]
+    feature, score = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]]), torch.tensor([0.5, 1.0, 1.0])
+    assert image_weights(feature).tolist() == [1, 1, 1]
+    assert image_weights(feature, keep_norm=False).tolist() == [pytest.approx(0.2), 1, 0]
+    assert image_weights(feature, detector_N=score).tolist() == [0.5, 1, 1]
+    assert image_weights(feature, keep_norm=False, detector_N=score).tolist() == [pytest.approx(0.1), 1, 0]
+    weighed = pooled_templates(feature, torch.zeros(3, dtype=torch.long), torch.arange(3), image_weights(feature, keep_norm=False))
+    assert weighed.vectors_TD[0].tolist() == pytest.approx([0.6 / math.sqrt(3.6), 1.8 / math.sqrt(3.6)])
     assert mode_name(keep_norm=True, detector_scores=True, mirrored=True) == "N1D1F2"
     assert mode_name(keep_norm=False, detector_scores=True, mirrored=False) == "N0D1F0"
 
@@ -85,7 +87,7 @@ def test_rotating_all_features_changes_no_score() -> None:
     left, right = torch.arange(12).repeat(12), torch.arange(12).repeat_interleave(12)
 
     def scores(rows: Tensor) -> Tensor:
-        return pair_cosines(pooled_templates(image_features(rows, detector_N=torch.ones(60)), template, media), left, right)
+        return pair_cosines(pooled_templates(rows, template, media, image_weights(rows, keep_norm=False)), left, right)
 
     assert torch.allclose(scores(feature), scores(feature @ turn), atol=1e-5)
 
@@ -107,7 +109,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match=r"templates and media \[N\]"):
         pooled_templates(feature, torch.tensor([1, 2]), torch.tensor([0, 0, 0]))
     with pytest.raises(ValueError, match=r"scores \[N\], got"):
-        image_features(feature, detector_N=torch.ones(2))
+        image_weights(feature, detector_N=torch.ones(2))
     for score in (-0.1, math.nan):
         with pytest.raises(ValueError, match="check the last column"):
-            image_features(feature, detector_N=torch.tensor([1.0, score, 1.0]))
+            image_weights(feature, detector_N=torch.tensor([1.0, score, 1.0]))

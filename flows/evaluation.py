@@ -1,0 +1,141 @@
+"""The commands that measure models on evaluation sets, and that build such sets. None of them needs Prefect."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import BadConfig
+
+_out = Console()
+_WIDE = 200
+"""Columns of a file or a pipe, which has no edge."""
+
+
+def add_to(app: App) -> None:
+    """Put these commands into the program."""
+    app.command(evaluate)
+
+
+def evaluate(
+    model: Path,
+    *,
+    protocol: Annotated[list[str], Parameter(negative="", help="NAME=PATH, as lfw=lfw.bin. May be repeated.")],
+    against: Annotated[Path | None, Parameter(help="Another model, compared with the first on the same pairs.")] = None,
+    ceiling: Annotated[
+        Path | None, Parameter(help="With --against: a third model, trained on true labels. Says what share of the gap the second closed.")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Where tables, curves and features go.")] = Path("evaluation"),
+    keep_norm: Annotated[bool, Parameter(help="IJB: images count by the norm of their features (N1).")] = True,
+    detector_scores: Annotated[bool, Parameter(help="IJB: images count by their detector's scores (D1).")] = True,
+    any_alignment: Annotated[bool, Parameter(negative="", help="Measure crops that are not aligned to the ArcFace template.")] = False,
+    device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    set_: Annotated[
+        list[str] | None,
+        Parameter(name="--set", negative="", help="What a foreign model's file does not say: channels=bgr, mean=127.5, std=128, input_px."),
+    ] = None,
+) -> None:
+    """Measure a model by the protocols of the field: LFW, CFP-FP, AgeDB-30, CALFW, CPLFW, YTF, IJB-B, IJB-C, MegaFace, all pairs of a folder.
+
+    Parameters
+    ----------
+    model:
+        A run (its last round), a training (RUN/rounds/1/train), weights (.safetensors, .pt, .pth) or an .onnx file.
+    """
+    from flows.progress import shown
+    from pipeline.embedders import load_embedder
+    from pipeline.evaluation import Choices, Model, evaluate_models, open_sets
+    from pipeline.models import pick_device
+
+    if ceiling is not None and against is None:
+        raise BadConfig(
+            "--ceiling wants --against: MODEL trained on the noise, --against the purified one, --ceiling the one trained on true labels."
+        )
+    wanted = _named(protocol)
+    paths = [path for path in (model, against, ceiling) if path is not None]
+    chosen = pick_device(device)
+    models = [Model(name, load_embedder(path, chosen, _embedder_config(set_))) for name, path in zip(_names(paths), paths, strict=True)]
+    choices = Choices(keep_norm=keep_norm, detector_scores=detector_scores, any_alignment=any_alignment)
+    sets = open_sets(wanted, choices)
+    with shown("evaluate") as progress:
+        metrics, compared = evaluate_models(models, sets, out, choices, progress=progress)
+    _show(metrics, compared, [one.name for one in models])
+    if ceiling is not None:
+        _show_gap(metrics, [one.name for one in models])
+    _out.print(f"\nTables and curves: {out}", highlight=False, soft_wrap=True)
+
+
+def _named(protocols: Sequence[str]) -> dict[str, Path]:
+    wanted: dict[str, Path] = {}
+    for text in protocols:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path or name in wanted:
+            raise BadConfig(f"--protocol takes NAME=PATH, each name once, as --protocol lfw=lfw.bin; got {text!r}.")
+        wanted[name] = Path(path)
+    return wanted
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Short names of models, no two alike: the end of each path that tells them apart."""
+    for parts in range(1, 8):
+        names = ["/".join(path.resolve().parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise BadConfig(f"A model is compared with itself: {', '.join(map(str, paths))}. Give two different ones.")
+
+
+def _embedder_config(given: Sequence[str] | None) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    from pipeline.config import EmbedderConfig
+
+    settings: dict[str, Any] = {}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        settings[name] = value if name == "channels" else [float(part) for part in value.split(",")] if "," in value else value
+    try:
+        return TypeAdapter(EmbedderConfig).validate_python(settings)
+    except (ValidationError, ValueError) as error:
+        raise BadConfig(
+            f"--set takes channels, mean, std or input_px of the model, as --set channels=bgr; got {', '.join(given or [])}: {error}"
+        ) from error
+
+
+def _show(metrics: list[dict[str, Any]], compared: list[dict[str, Any]], names: list[str]) -> None:
+    table = Table("dataset", "metric", *(escape(name) for name in names), *(["difference, 95 %"] if len(names) > 1 else []), box=None)
+    cells = {(row["dataset"], row["metric"], row["backbone"]): row for row in metrics}
+    change = {(row["dataset"], row["metric"]): row for row in compared if row["second"] == names[min(1, len(names) - 1)]}
+    for dataset, metric in dict.fromkeys((row["dataset"], row["metric"]) for row in metrics):
+        row = [escape(dataset), metric, *(_cell(cells.get((dataset, metric, name))) for name in names)]
+        if len(names) > 1:
+            row.append(_change(change.get((dataset, metric))))
+        table.add_row(*row)
+    wide = _out if _out.is_terminal else Console(width=_WIDE)
+    wide.print(table, highlight=False)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or row["value"] is None:
+        return "too few pairs"
+    ends = f" ({row['low']:.4f}..{row['high']:.4f})" if row.get("low") is not None else ""
+    return f"{row['value']:.4f}{ends}"
+
+
+def _change(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['difference']:+.4f}" + (f" ({row['low']:+.4f}..{row['high']:+.4f})" if row.get("low") is not None else "")
+
+
+def _show_gap(metrics: list[dict[str, Any]], names: list[str]) -> None:
+    from pipeline.metrics import gap_recovered
+
+    value = {(row["dataset"], row["backbone"]): row["value"] for row in metrics if row["metric"] == "accuracy"}
+    for dataset in dict.fromkeys(dataset for dataset, _ in value):
+        share = gap_recovered(*(value[dataset, name] for name in names))
+        said = "no gap: true labels are no better" if share is None else f"{share:.1%} of the gap recovered"
+        _out.print(f"{escape(dataset)}: {said} (accuracy)", highlight=False)

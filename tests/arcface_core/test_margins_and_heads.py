@@ -19,6 +19,25 @@ def test_margin_is_the_formula_of_the_paper(name: str, degrees: float) -> None:
     assert float(margin(torch.tensor(math.cos(theta), dtype=torch.float64))) == pytest.approx(wanted, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "least", "where", "end"),
+    [
+        ("arcface", 0.878, -1, 151.4, -0.878),
+        ("cosface", 0.65, -1.35, 180, -1.35),
+        ("sphereface", 1, -1, 133.3, -0.454),
+        ("cm1", 0.755, -1.2, 162.8, -1.155),
+        ("cm2", 0.771, -1.15, 174.5, -1.146),
+        ("softmax", 1, -1, 180, -1),
+    ],
+)
+def test_where_a_target_is_least_and_what_it_is_at_both_ends(name: str, start: float, least: float, where: float, end: float) -> None:
+    """The table of docs/training.md."""
+    degrees = torch.linspace(0, 180, 18_001, dtype=torch.float64)
+    target = MARGINS[name](torch.cos(torch.deg2rad(degrees)))
+    assert [float(target[0]), float(target.min()), float(target[-1])] == pytest.approx([start, least, end], abs=6e-4)
+    assert float(degrees[target.argmin()]) == pytest.approx(where, abs=0.06)
+
+
 def test_margin_constants_are_those_of_table_2() -> None:
     assert {name: (m.m1, m.m2_rad, m.m3) for name, m in MARGINS.items()} == {
         "arcface": (1, 0.5, 0),

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from arcface_core.across import place, share
 from arcface_core.heads import SubCenterHead
-from arcface_core.row_optimizers import RowSGD
+from arcface_core.row_optimizers import RowAdamW, RowSGD
 from arcface_core.sampling import drawn
 
 CLASSES, DIM, K, BATCH, STEPS = 37, 8, 3, 10, 3
@@ -186,16 +186,34 @@ def test_shares_are_even_runs(count: int, ranks: int) -> None:
     assert max(stop - first for first, stop in bounds) - min(stop - first for first, stop in bounds) <= 1
 
 
-def test_row_sgd_is_sgd_where_all_rows_have_a_gradient() -> None:
-    ours, theirs = (torch.nn.Parameter(torch.arange(12.0).view(4, 3)) for _ in range(2))
-    optimizers = [RowSGD([ours], lr=0.1, momentum=0.9, weight_decay=0.1), torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.1)]
-    for step in range(3):
-        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
-            parameter.grad = torch.full((4, 3), float(step))
-            if parameter is ours and step == 1:
-                parameter.grad = parameter.grad.to_sparse(1)
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settings"),
+    [
+        (RowSGD, torch.optim.SGD, {"momentum": 0.9}),
+        (RowAdamW, torch.optim.AdamW, {"betas": (0.8, 0.99)}),
+    ],
+)
+def test_a_row_optimiser_is_torchs_where_all_rows_have_a_gradient(ours: Any, theirs: Any, settings: dict[str, Any]) -> None:
+    weights = [torch.nn.Parameter(torch.arange(12.0).view(4, 3)) for _ in range(2)]
+    optimizers = [kind([weight], lr=0.1, weight_decay=0.1, **settings) for kind, weight in zip((ours, theirs), weights, strict=True)]
+    for step in range(4):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = torch.linspace(-1, step, 12).view(4, 3)
+            if optimizer is optimizers[0] and step % 2:
+                weight.grad = weight.grad.to_sparse(1)
             optimizer.step()
-    assert torch.allclose(ours, theirs)
+    assert torch.allclose(*weights, rtol=1e-5)
+
+
+def test_row_adamw_counts_the_steps_of_each_row() -> None:
+    """A row whose first gradient comes late moves by the whole rate, as any first step of Adam, and one without a gradient not at all."""
+    weight = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer = RowAdamW([weight], lr=0.1, weight_decay=0.0)
+    for rows in ([0], [0], [1]):
+        weight.grad = torch.sparse_coo_tensor([rows], torch.full((1, 2), 5.0), (3, 2), check_invariants=False)
+        optimizer.step()
+    assert weight[:, 0].tolist() == pytest.approx([-0.2, -0.1, 0.0], rel=1e-5)
+    assert optimizer.state[weight]["steps"].tolist() == [2, 1, 0]
 
 
 def test_row_sgd_leaves_the_other_rows_and_adds_up_gradients_of_the_same_row() -> None:

@@ -50,11 +50,13 @@ def combined(own_B: Tensor, others_B: Tensor, group: dist.ProcessGroup | None) -
 
 
 def on_the_first(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor | None:
-    """The rows of all processes one after the other, in the memory of the host, on the group's first process; None on the others.
+    """The rows of all processes one after the other, in the memory of the host, on the group's first process; None on the others. Alone: the rows.
 
     `counts`: how many rows each process has. One process after the other sends, so that no device holds more than two parts.
     """
     rank, ranks = place(group)
+    if ranks == 1:
+        return rows
     if rank:
         dist.send(rows.contiguous(), group=group, group_dst=0)
         return None

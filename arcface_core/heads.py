@@ -150,7 +150,7 @@ class SubCenterHead(nn.Module):
 
     @torch.no_grad()
     def whole(self, rows: Tensor) -> Tensor | None:
-        """Of a tensor whose first axis is this process's identities, or their centers: that of all, in the host's memory, on process 0; None on others.
+        """Of a tensor whose first axis is this process's identities, or their centers: that of all, on process 0; None on others.
 
         All processes call it. `part` is the inverse.
         """
@@ -181,7 +181,7 @@ class SubCenterHead(nn.Module):
         """Puts `state_tensors` back, whatever the number of processes was. Raises ValueError when they are of another head."""
         wanted, got = (self.num_classes * self.num_subcenters, self.weight.shape[1]), tuple(tensors["weight"].shape)
         if got != wanted:
-            raise ValueError(f"The checkpoint belongs to another head: its centers are {got}, those of this head {wanted}.")
+            raise ValueError(f"The checkpoint belongs to another model: its centers are {got}, those of this head {wanted}.")
         self.weight.copy_(self.part(tensors["weight"]))
         self.draws = int(tensors["draws"])
         for name, value in tensors.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["RowAdamW", "RowSGD"]
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = {"cpu": 4096, "cuda": 65_536}
 
 
 class _RowOptimizer(torch.optim.Optimizer):
@@ -92,12 +92,13 @@ class RowAdamW(_RowOptimizer):
 
 def _rows(gradient: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
     """The rows that have a gradient, some at a time; a slice, of which an index gives a view, where all have one."""
+    at_once = _ROWS_AT_ONCE.get(gradient.device.type, _ROWS_AT_ONCE["cpu"])
     if not gradient.is_sparse:
-        for start in range(0, len(gradient), _ROWS_AT_ONCE):
-            yield slice(start, start + _ROWS_AT_ONCE), gradient[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(gradient), at_once):
+            yield slice(start, start + at_once), gradient[start : start + at_once]
         return
     if not bool((gradient._indices()[0].diff() > 0).all()):  # autograd forgets that a gradient is in order
         gradient = gradient.coalesce()
     indices, values = gradient._indices()[0], gradient._values()
-    for start in range(0, len(indices), _ROWS_AT_ONCE):
-        yield indices[start : start + _ROWS_AT_ONCE], values[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(indices), at_once):
+        yield indices[start : start + at_once], values[start : start + at_once]

@@ -105,6 +105,10 @@ class TrainConfig:
     margin_rad: Annotated[float, Field(ge=0, lt=3.14159)] = 0.5
     """The additive angular margin m, used when `margin` is `arcface`."""
     scale: Positive = 64.0
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the identities that a step draws, beside those of its samples (Partial FC): for hundreds of thousands of identities and more."""
+    filter_angle_deg: Degrees | None = None
+    """A sample's loss leaves out other identities that are nearer than this; published runs on identities with second names use 66 (a cosine of 0.4)."""
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Positive = 0.1

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch import distributed as dist
 
+from arcface_core.angles import cos_of_deg
 from arcface_core.backbones import build_backbone
 from arcface_core.heads import SubCenterHead
 from arcface_core.margins import MARGINS, Margin
@@ -102,8 +104,9 @@ def fit(job: Job, device: torch.device, *, rank: int = 0, ranks: int = 1, progre
         raise TrainingFailed(f"{error} {_last_good(job)}") from error
     if board:
         board.close()
-    if rank == 0:
-        _finish(job, state)
+    centers = state.head.whole(state.head.unit_centers())
+    if centers is not None:
+        _finish(job, state, centers)
 
 
 def _state(job: Job, classes: int, device: torch.device) -> TrainState:
@@ -115,7 +118,17 @@ def _state(job: Job, classes: int, device: torch.device) -> TrainState:
         tensors = load_tensors(path)
         own = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
         put_into(backbone, own or tensors, path)  # a checkpoint of ours, or weights
-    head = SubCenterHead(classes, settings.embedding_dim, num_subcenters=job.subcenters, margin=_margin(settings), scale=settings.scale)
+    head = SubCenterHead(
+        classes,
+        settings.embedding_dim,
+        num_subcenters=job.subcenters,
+        margin=_margin(settings),
+        scale=settings.scale,
+        sample_rate=settings.sample_rate,
+        max_negative_cos=None if settings.filter_angle_deg is None else cos_of_deg(settings.filter_angle_deg),
+        process_group=dist.group.WORLD if dist.is_initialized() else None,
+        seed=job.config.seed,
+    )
     return new_state(
         place(backbone, device),
         head.to(device),
@@ -240,11 +253,11 @@ def _board(job: Job, step: int) -> Any:
     return SummaryWriter(str(job.folder / "tensorboard"), purge_step=step + 1)
 
 
-def _finish(job: Job, state: TrainState) -> None:
+def _finish(job: Job, state: TrainState, centers_CKD: Tensor) -> None:
     """Writes the results; model.json last: where it stands, the training is finished."""
     weights: dict[str, Tensor] = state.backbone.state_dict() | (state.average or {})
     save_tensors(job.folder / "backbone.safetensors", weights)
-    save_tensors(job.folder / "head.safetensors", {"centers": state.head.unit_centers()})
+    save_tensors(job.folder / "head.safetensors", {"centers": centers_CKD})
     settings = job.config.train
     model = {
         "backbone": settings.backbone,

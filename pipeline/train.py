@@ -22,7 +22,7 @@ from pipeline.models import load_tensors, pick_device
 from pipeline.ranks import launch, process_count
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 
-VERSION = 2
+VERSION = 3
 _CHANGES_NO_RESULT = {"cache_bytes", "checkpoint_steps", "compile", "processes", "recompute", "tensorboard"}
 """Beyond rounding."""
 

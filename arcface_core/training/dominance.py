@@ -6,9 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from arcface_core.angles import normalize
 from arcface_core.heads import SubCenterHead
-from arcface_core.training.ranks import gathered
 
 __all__ = ["Votes"]
 
@@ -30,9 +28,7 @@ class Votes:
     def share(self, features_BD: Tensor, class_index_B: Tensor, head: SubCenterHead) -> Tensor:
         """Share of the samples, of all processes, that are nearest to the sub-center that most of their identity were nearest to before (the lowest on a
         tie), in 0..1; NaN where no identity was seen before. Then the samples vote."""
-        own_BKD = head.weight.view(head.num_classes, head.num_subcenters, -1)[class_index_B]
-        nearest_B = torch.einsum("bd,bkd->bk", features_BD.float(), normalize(own_BKD)).argmax(dim=1)
-        class_index_B, nearest_B = gathered(class_index_B), gathered(nearest_B)
+        class_index_B, nearest_B = head.nearest(features_BD, class_index_B)
         before_BK = self.votes_CK[class_index_B]
         is_known_B = before_BK.sum(dim=1) > 0
         agrees_B = (before_BK.argmax(dim=1) == nearest_B) & is_known_B

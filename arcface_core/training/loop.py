@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from arcface_core.training.augmentation import augmented, mirrored, to_input
 from arcface_core.training.batchnorm import share_statistics
-from arcface_core.training.ranks import average_gradients, mean_over_ranks, rank_and_ranks
+from arcface_core.training.ranks import mean_over_ranks, rank_and_ranks
 from arcface_core.training.recompute import recompute_blocks
 from arcface_core.training.state import Diverged, TrainState, update_average
 
@@ -78,6 +78,8 @@ def training_steps(
     the state is of no use then.
     """
     rank, ranks = rank_and_ranks()
+    if state.head.ranks != ranks:
+        raise ValueError(f"The head is spread over {state.head.ranks} processes, and there are {ranks}. Make it with their process group.")
     backbone = _prepared(state.backbone, device, options)
     state.backbone.train()
     state.head.train()
@@ -89,12 +91,13 @@ def training_steps(
             raise ValueError("A training batch of one sample cannot be normalised. Use a batch size of 2 or more a process and part.")
         torch.manual_seed((options.seed * 1_000_003 + state.step * ranks + rank) % 2**63)
         rate = learning_rate(state.step)
-        for group in state.optimizer.param_groups:
+        for group in (*state.optimizer.param_groups, *state.head_optimizer.param_groups):
             group["lr"] = rate
         inputs = to_input(images_BCHW, device)
         inputs = augmented(inputs, options.augmentations, probability=options.augmentation_probability, seed=options.seed, step=state.step)
         inputs = mirrored(inputs, options.seed, state.step).contiguous(memory_format=torch.channels_last)
         state.optimizer.zero_grad(set_to_none=True)
+        state.head_optimizer.zero_grad(set_to_none=True)
         loss, features_BD = _backward(state, backbone, inputs, class_index_B.to(device), options)
         norm = _update(state, parameters, options)
         share = state.votes.share(features_BD, class_index_B.to(device), state.head) if state.votes else norm.new_tensor(math.nan)
@@ -125,7 +128,7 @@ def _prepared(backbone: nn.Module, device: torch.device, options: LoopOptions) -
 
 
 def _backward(state: TrainState, backbone: nn.Module, inputs: Tensor, class_index_B: Tensor, options: LoopOptions) -> tuple[Tensor, Tensor]:
-    """Gradients of the mean loss over this process's samples; the loss, and the features."""
+    """Gradients of the mean loss over the samples of all processes; the loss, and the features of this process's samples."""
     scale = state.loss_scale.value if options.precision is torch.float16 else 1.0
     parts = list(zip(inputs.chunk(options.accumulation), class_index_B.chunk(options.accumulation), strict=True))
     losses, features = [], []
@@ -139,7 +142,6 @@ def _backward(state: TrainState, backbone: nn.Module, inputs: Tensor, class_inde
             (loss * scale).backward()
         losses.append(loss.detach())
         features.append(features_BD.detach())
-    average_gradients(state.head)
     return torch.stack(losses).sum(), torch.cat(features)
 
 
@@ -148,14 +150,17 @@ def _update(state: TrainState, parameters: list[nn.Parameter], options: LoopOpti
     if options.precision is not torch.float16:
         norm = nn.utils.clip_grad_norm_(parameters, options.grad_clip_norm)
         state.optimizer.step()
+        state.head_optimizer.step()
         return norm
-    of_head = [parameter.grad for parameter in state.head.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in state.head.parameters() if parameter.grad is not None]
+    of_head = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
     of_backbone = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_([*of_backbone, *of_head], 1 / state.loss_scale.value)
     norm = nn.utils.clip_grad_norm_(parameters, options.grad_clip_norm)
     overflowed = not math.isfinite(float(mean_over_ranks(norm + nn.utils.get_total_norm(of_head))))
     if not overflowed:
         state.optimizer.step()
+        state.head_optimizer.step()
     state.loss_scale.update(overflowed=overflowed)
     return norm
 

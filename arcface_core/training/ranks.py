@@ -1,10 +1,10 @@
 """The processes of a training (torch.distributed), seen from one of them. Without a process group there is one, and nothing here costs anything."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["average_gradients", "gathered", "mean_over_ranks", "rank_and_ranks"]
+__all__ = ["gathered", "mean_over_ranks", "rank_and_ranks"]
 
 
 def rank_and_ranks() -> tuple[int, int]:
@@ -29,11 +29,3 @@ def gathered(values_B: Tensor) -> Tensor:
     parts = [torch.empty_like(values_B) for _ in range(ranks)]
     dist.all_gather(parts, values_B.contiguous())
     return torch.cat(parts)
-
-
-def average_gradients(module: nn.Module) -> None:
-    """Replaces each gradient of a module that stands whole on every process by the mean over them."""
-    if rank_and_ranks()[1] > 1:
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                mean_over_ranks(parameter.grad)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from arcface_core.heads import SubCenterHead
+from arcface_core.row_optimizers import RowAdamW, RowSGD
 from arcface_core.training.dominance import Votes
 
 __all__ = ["OPTIMIZERS", "Diverged", "LossScale", "TrainState", "load_state_tensors", "new_state", "state_tensors"]
@@ -22,6 +23,18 @@ def _adamw(parameters: Iterable[nn.Parameter], momentum: float, weight_decay: fl
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float, float], torch.optim.Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
 """By name, of (parameters, momentum, weight decay). Source: the paper and arcface_torch: SGD for IResNet, AdamW for vision transformers."""
+
+
+def _row_sgd(parameters: Iterable[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    return RowSGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def _row_adamw(parameters: Iterable[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    return RowAdamW(parameters, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay)
+
+
+_HEAD_OPTIMIZERS = {"sgd": _row_sgd, "adamw": _row_adamw}
+"""The same for the head, whose gradient may be that of a part of the identities."""
 
 
 class Diverged(ValueError):  # noqa: N818 - it says what is wrong
@@ -53,6 +66,7 @@ class TrainState:
     backbone: nn.Module
     head: SubCenterHead
     optimizer: torch.optim.Optimizer
+    head_optimizer: torch.optim.Optimizer
     step: int = 0
     average: dict[str, Tensor] | None = None
     loss_scale: LossScale = field(default_factory=LossScale)
@@ -63,11 +77,12 @@ def new_state(
     backbone: nn.Module, head: SubCenterHead, *, momentum: float, weight_decay: float, optimizer: str = "sgd", average: bool = False
 ) -> TrainState:
     """A state at step 0. Backbone and head are on their device already. `momentum` is AdamW's first beta."""
-    parameters = [parameter for parameter in (*backbone.parameters(), *head.parameters()) if parameter.requires_grad]
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     return TrainState(
         backbone,
         head,
         OPTIMIZERS[optimizer](parameters, momentum, weight_decay),
+        _HEAD_OPTIMIZERS[optimizer](head.parameters(), momentum, weight_decay),
         average={name: tensor.clone() for name, tensor in _averaged(backbone).items()} if average else None,
         votes=Votes.none(head) if head.num_subcenters > 1 else None,
     )
@@ -88,9 +103,12 @@ def update_average(state: TrainState, decay: float) -> None:
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The whole state as named tensors, the step apart: weights, running statistics, what the optimiser remembers, averages, votes."""
+    """The whole state as named tensors, the step apart: weights, running statistics, what the optimisers remember, averages, votes.
+
+    All processes of a training call it; the tensors of the head are on process 0 only.
+    """
     tensors = {f"backbone.{name}": tensor for name, tensor in state.backbone.state_dict().items()}
-    tensors |= {f"head.{name}": tensor for name, tensor in state.head.state_dict().items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in (state.head.state_tensors(state.head_optimizer) or {}).items()}
     for number, parameter in enumerate(_parameters(state)):
         held = state.optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{number}.{name}": value for name, value in held.items() if isinstance(value, Tensor)}
@@ -103,11 +121,11 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 
 def load_state_tensors(state: TrainState, tensors: Mapping[str, Tensor], step: int) -> None:
     """Puts `state_tensors` back. Raises ValueError when they belong to another model."""
-    for prefix, module in (("backbone.", state.backbone), ("head.", state.head)):
-        try:
-            module.load_state_dict(_under(prefix, tensors))
-        except RuntimeError as error:
-            raise ValueError(f"The checkpoint belongs to another model: {str(error)[:300]}") from error
+    try:
+        state.backbone.load_state_dict(_under("backbone.", tensors))
+    except RuntimeError as error:
+        raise ValueError(f"The checkpoint belongs to another model: {str(error)[:300]}") from error
+    state.head.load_state_tensors(_under("head.", tensors), state.head_optimizer)
     for number, parameter in enumerate(_parameters(state)):
         held = _under(f"optimizer.{number}.", tensors)
         # AdamW counts its steps on the CPU wherever the parameter is.

@@ -261,5 +261,5 @@ def test_wrong_use_says_what_to_do() -> None:
         SubCenterHead(3, 4)(torch.randn(0, 4), torch.zeros(0, dtype=torch.int64))
     head = SubCenterHead(3, 4)
     optimizer = RowSGD(head.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="belongs to another head"):
+    with pytest.raises(ValueError, match="belongs to another model"):
         head.load_state_tensors({"weight": torch.zeros(6, 4)}, optimizer)

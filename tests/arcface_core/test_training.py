@@ -29,9 +29,9 @@ from arcface_core.training.state import LossScale
 CPU = torch.device("cpu")
 
 
-def fresh(seed: int = 0, *, optimizer: str = "sgd", average: bool = False) -> TrainState:
+def fresh(seed: int = 0, *, optimizer: str = "sgd", average: bool = False, sample_rate: float = 1.0) -> TrainState:
     torch.manual_seed(seed)
-    head = SubCenterHead(4, 16, num_subcenters=2, scale=16.0)
+    head = SubCenterHead(4, 16, num_subcenters=2, scale=16.0, sample_rate=sample_rate, seed=seed)
     return new_state(
         build_backbone("tiny", embedding_dim=16, input_px=16),
         head,
@@ -68,9 +68,10 @@ def test_it_learns_a_planted_task() -> None:
     [
         ({}, {}),
         ({"optimizer": "adamw"}, {}),
+        ({"optimizer": "adamw", "sample_rate": 0.5}, {}),
         ({"average": True}, {"average_decay": 0.9, "accumulation": 2}),
         ({}, {"augmentations": tuple(AUGMENTATIONS), "augmentation_probability": 0.5}),
-        ({}, {"precision": torch.float16}),
+        ({"sample_rate": 0.5}, {"precision": torch.float16, "accumulation": 2}),
     ],
 )
 def test_resumed_training_gives_the_same_losses_and_weights(kept: dict[str, Any], options: dict[str, Any]) -> None:
@@ -223,6 +224,13 @@ def test_a_batch_of_one_and_a_broken_loss_are_refused() -> None:
 def _one() -> tuple[Tensor, Tensor]:
     images, index = next(batches(0, 1))
     return images[:1], index[:1]
+
+
+def test_a_head_for_another_number_of_processes_is_refused() -> None:
+    state = fresh()
+    state.head.ranks = 2
+    with pytest.raises(ValueError, match="spread over 2 processes, and there are 1"):
+        steps(state, 0, 1)
 
 
 def test_a_checkpoint_of_another_model_is_refused() -> None:

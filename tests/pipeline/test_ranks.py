@@ -48,7 +48,9 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def test_a_process_is_killed_and_the_rerun_ends_with_the_losses_of_one_process(raw: Path, tmp_path: Path) -> None:
-    train(raw, tmp_path / "one", config("train.processes=1"))
+    """With a head that draws its identities and filters them: the draws, too, go on where they were."""
+    part = ("train.sample_rate=0.6", "train.filter_angle_deg=70")
+    train(raw, tmp_path / "one", config("train.processes=1", *part))
     told = []
 
     def progress(done: int, total: int) -> None:
@@ -57,14 +59,14 @@ def test_a_process_is_killed_and_the_rerun_ends_with_the_losses_of_one_process(r
             workers = [pid for pid in processes_of(tmp_path) if "torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_text()]
             os.kill(workers[0], signal.SIGKILL)
 
-    two = config("train.processes=2")
+    two = config("train.processes=2", *part)
     with pytest.raises(TrainingFailed, match=r"Process \d of the training ended with code -9.*goes on from the last checkpoint"):
         train(raw, tmp_path / "two", two, progress=progress)
     assert not processes_of(tmp_path)
     receipt = train(raw, tmp_path / "two", two)
     alone, shared = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert receipt.counts["steps"] == len(alone) == told[0]
-    assert shared == pytest.approx(alone, rel=1e-4)
+    assert shared[:3] == pytest.approx(alone[:3], rel=1e-5) and shared == pytest.approx(alone, rel=1e-3), "rounding grows with the steps"
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The commands for people who look: review in the browser, and decisions as a file. None of them needs Prefect or torch."""
+"""The commands for people who look: review in the browser, decisions as a file, figures and maps. None of them needs Prefect or torch."""
 
 import sys
 import webbrowser
@@ -14,8 +14,8 @@ _out = Console()
 
 def add_to(app: App) -> None:
     """Put these commands into the program."""
-    for command in (review, decisions):
-        app.command(command)
+    for command in (review, decisions, figures, embedding_map):
+        app.command(command, name="map" if command is embedding_map else None)
 
 
 def review(
@@ -70,3 +70,57 @@ def decisions(
         sys.stdout.buffer.write(content)
     else:
         out.write_bytes(content)
+
+
+def figures(
+    run: Path,
+    out: Path,
+    *,
+    identity: Annotated[
+        str | None, Parameter(help="Whose sub-centers figure 6a shows; else the one with most samples away from the dominant.")
+    ] = None,
+    truth: Annotated[
+        Path | None, Parameter(help="A truth table, as `purify synthesize` writes; else the verdicts say who is clean.")
+    ] = None,
+) -> None:
+    """The paper's figures 6 and 7 for a run, as SVG and PDF. Needs the extra `figures`.
+
+    Parameters
+    ----------
+    run:
+        The folder of a finished run.
+    out:
+        Folder for the figures.
+    """
+    from pipeline.figures import draw_figures
+
+    drawn = draw_figures(run, out, identity=identity, truth=truth)
+    names = ", ".join(path.name for path in drawn.files)
+    _out.print(
+        f"{names} in {out}; clean and noisy by the {drawn.labels}, 6a of {drawn.identity!r}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def embedding_map(
+    run: Path,
+    out: Path,
+    *,
+    identity: Annotated[list[str] | None, Parameter(negative="", help="A name. May be repeated; else the noisiest.")] = None,
+    most: Annotated[int, Parameter(validator=Number(gte=1, lte=100), help="How many of the noisiest, where no name is given.")] = 12,
+    seed: int = 0,
+) -> None:
+    """A map of faces by the likeness of their embeddings (t-SNE), as a page that opens from disk. Needs the extra `figures`.
+
+    Parameters
+    ----------
+    run:
+        The folder of a finished run.
+    out:
+        Folder for the page.
+    seed:
+        Of the map; the same seed gives the same map.
+    """
+    from pipeline.pages.embedding_map import draw_map
+
+    drawn = draw_map(run, out, identities=identity or [], most=most, seed=seed, title=f"Purification of {run.resolve().name}")
+    _out.print(f"{drawn.faces} faces of {drawn.identities} identities: {drawn.page}", highlight=False, soft_wrap=True)

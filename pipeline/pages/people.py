@@ -96,7 +96,7 @@ def write_wave(wave: Wave) -> int:
     """Faces shown, after the sheets and scripts of a wave are written. Raises BadShard for a crop that is not where its row says."""
     found = _Found(wave)
     shown = 0
-    with _Crops(wave.run) as crops:
+    with Crops(wave.run) as crops:
         for start in range(0, len(wave.names), BLOCK):
             described = []
             for number, name in enumerate(wave.names[start : start + BLOCK], wave.first + start):
@@ -261,7 +261,7 @@ def _tenths(angle_deg: float | None) -> float | None:
     return None if angle_deg is None else round(angle_deg, 1)
 
 
-class _Crops:
+class Crops:
     """Crops of a run by their rows; a tar is opened once, and few at a time."""
 
     _MOST = 64
@@ -284,7 +284,7 @@ class _Crops:
             raise BadShard(f"{tar} has no JPEG at the offset of {row['source_uri']}. Remove {tar.parent} and run again.")
         return content
 
-    def __enter__(self) -> "_Crops":
+    def __enter__(self) -> "Crops":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -80,7 +80,7 @@ def policy(*, style: str, script: str, connect: bool = False) -> str:
     return "; ".join(
         [
             "default-src 'none'",
-            f"script-src '{_hash(script)}' 'strict-dynamic'",
+            f"script-src '{_hash(script)}' 'strict-dynamic'" if script else "script-src 'none'",
             f"style-src '{_hash(style)}'",
             "img-src 'self' file:",
             *(["connect-src 'self'"] if connect else []),

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ _PROPOSAL = {"kind": "merge", "identity": "Ada", "other_identity": "Bob", "sampl
              "other_share_near": 1.0, "center_angle_deg": 21.0}  # fmt: skip
 
 
+@cache
 def crop(seed: int) -> bytes:
     """A 112 x 112 JPEG with a face of two eyes and a mouth, its colours from `seed`."""
     random = np.random.default_rng(seed)
@@ -53,22 +56,27 @@ def crop(seed: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(pixels, quality=90, colorspace="RGB"))
 
 
-def write_run(root: Path, planted: list[Planted], *, rounds: int = 2, evaluated: bool = True, cut_deg: float | None = 75.0) -> Path:
-    """`root`, filled with raw shards, noise tables of `rounds` rounds (3 sub-centers, then 1), a manifest and an evaluation."""
+def write_run(
+    root: Path,
+    planted: list[Planted],
+    *,
+    rounds: int = 2,
+    evaluated: bool = True,
+    cut_deg: float | None = 75.0,
+    per_shard: int = SAMPLES_PER_SHARD,
+    crops: int | None = None,
+) -> Path:
+    """`root`, filled with raw shards, noise tables of `rounds` rounds (3 sub-centers, then 1), a manifest and an evaluation.
+
+    `crops`: draw only so many different faces, which is quicker for a large run; the samples of an identity must then be fewer.
+    """
     layout = RunLayout(root)
     for folder in (layout.raw, layout.manifest, layout.evaluation, *(layout.round(number).noise for number in range(1, rounds + 1))):
         folder.mkdir(parents=True)
-    for first in range(0, len(planted), SAMPLES_PER_SHARD):
-        _write_shard(layout, first, planted[first : first + SAMPLES_PER_SHARD], rounds)
-    names = sorted({item.identity for item in planted})
-    counted = [
-        {
-            "identity": name,
-            "items": sum(item.identity == name for item in planted),
-            "samples": sum(item.identity == name and item.status == "ok" for item in planted),
-        }
-        for name in names
-    ]
+    for first in range(0, len(planted), per_shard):
+        _write_shard(layout, f"{first // per_shard:06d}", first, planted[first : first + per_shard], rounds, crops)
+    items, samples = (Counter(item.identity for item in planted if item.status == "ok" or every) for every in (True, False))
+    counted = [{"identity": name, "items": items[name], "samples": samples[name]} for name in sorted(items)]
     _write(layout.identities, counted, tables.IDENTITIES)
     for number in range(1, rounds + 1):
         facts = {"rule": "angle", "max_angle_deg": cut_deg, "noise_rate": 0.123, "noise_rate_low": 0.101, "noise_rate_high": 0.149}
@@ -105,12 +113,12 @@ def _metrics() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _write_shard(layout: RunLayout, first: int, planted: list[Planted], rounds: int) -> None:
-    stem = f"raw-{first // SAMPLES_PER_SHARD:06d}"
+def _write_shard(layout: RunLayout, number: str, first: int, planted: list[Planted], rounds: int, crops: int | None) -> None:
+    stem = f"raw-{number}"
     items, judged, manifest = [], [], []
     with ShardWriter(layout.raw / f"{stem}.tar") as shard:
         for position, item in enumerate(planted, first):
-            content = crop(position)
+            content = crop(position % crops if crops else position)
             key = sample_id(item.identity, content)
             offset = shard.add(key, {"jpg": content, "json": b"{}"})["jpg"] if item.status == "ok" else None
             base = {
@@ -150,7 +158,7 @@ def _write_shard(layout: RunLayout, first: int, planted: list[Planted], rounds: 
             if is_ok:
                 judged.append(base | evidence | found | {"subcenter_angles_deg": [item.angle_deg]})
     write_twin(layout.raw / f"{stem}.parquet", _table(items, tables.ITEMS), shard.sidecar)
-    _write(layout.manifest / f"part-{first // SAMPLES_PER_SHARD:06d}.parquet", manifest, tables.MANIFEST)
+    _write(layout.manifest / f"part-{number}.parquet", manifest, tables.MANIFEST)
     for number in range(1, rounds + 1):
         nearest = {} if number == 1 else {"nearest_subcenter": 0}
         _write(layout.round(number).noise / f"{stem}.parquet", [row | nearest for row in judged], tables.NOISE)

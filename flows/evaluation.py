@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +20,7 @@ _WIDE = 200
 def add_to(app: App) -> None:
     """Put these commands into the program."""
     app.command(evaluate)
+    app.command(make_pairs)
 
 
 def evaluate(
@@ -67,6 +69,43 @@ def evaluate(
     if ceiling is not None:
         _show_gap(metrics, [one.name for one in models])
     _out.print(f"\nTables and curves: {out}", highlight=False, soft_wrap=True)
+
+
+def make_pairs(
+    crops: Path,
+    out: Path,
+    *,
+    listed: Annotated[
+        bool, Parameter(negative="", help="Take the pairs of the pairs.txt in or beside CROPS instead of drawing some.")
+    ] = False,
+    folds: Annotated[int, Parameter(validator=Number(gte=2))] = 10,
+    pairs: Annotated[int, Parameter(validator=Number(gte=1), help="Genuine pairs in a fold, and as many impostor pairs.")] = 300,
+    masked: Annotated[
+        bool, Parameter(negative="", help="Draw a mask on the first picture of each pair: masked probe, bare gallery.")
+    ] = False,
+    seed: int = 0,
+) -> None:
+    """Make a verification set: pairs of aligned crops as an insightface .bin, or as a list in LFW's format. No person is in two folds.
+
+    Parameters
+    ----------
+    crops:
+        A folder of aligned crops per person; with --listed, a folder or tar of crops Name/Name_0001.jpg with its pairs.txt.
+    out:
+        The file to write: .bin (the pictures and the pairs) or .txt (the list).
+    """
+    from pipeline.make_pairs import draw_pairs, listed_pairs, write_list, write_pairs_bin
+
+    if out.suffix not in (".bin", ".txt") or (out.suffix == ".txt" and (masked or listed)):
+        raise BadConfig(f"OUT is a .bin file, or for pairs that are drawn, without masks, a .txt; got {out}.")
+    if out.exists():
+        raise BadConfig(f"{out} is there already. Give another name, or remove it.")
+    found = listed_pairs(crops) if listed else draw_pairs(crops, folds=folds, pairs=pairs, seed=seed)
+    if out.suffix == ".txt":
+        write_list(found, out)
+    else:
+        write_pairs_bin(found, out, masks=masked, seed=seed)
+    _out.print(f"{out}: {len(found.genuine_M):,} pairs, {int(found.genuine_M.sum()):,} of them genuine", highlight=False, soft_wrap=True)
 
 
 def _named(protocols: Sequence[str]) -> dict[str, Path]:

@@ -6,13 +6,15 @@ is a stand-in of ours that checks its arguments: neither numpy nor anything else
 
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadInput
+from pipeline.receipts import atomic
 
-_PROTOCOL = 4
+_PROTOCOL = 3
+"""The first that knows byte strings."""
 _KINDS = {"u1": "uint8", "b1": "bool"}
 _FEW = 3
 
@@ -45,17 +47,25 @@ def read_bin(path: Path) -> tuple[list[bytes], list[bool]]:
     return [_image(image, f"{path} image {number}") for number, image in enumerate(images)], list(flags)
 
 
-def write_bin(path: Path, images: Sequence[bytes], flags: Sequence[bool]) -> None:
+def write_bin(path: Path, images: Iterable[bytes], flags: Sequence[bool]) -> None:
     """Write encoded images, two per flag, as a verification file that insightface's scripts and `read_bin` read.
 
-    Raises ValueError: when there are not two images per flag, or an image is empty.
+    The file is a pickle, written without pickle: a list of byte strings and one of bools take six kinds of opcodes, and images go to the disk one by one.
+    Raises ValueError: when there are not two images per flag, or an image is empty; then no file is left.
     """
-    if not flags or len(images) != 2 * len(flags):
-        raise ValueError(f"two images per pair are wanted, got {len(images)} images for {len(flags)} flags")
-    if not all(images):
-        raise ValueError(f"image {[bool(image) for image in images].index(False)} is empty: leave its pair out")
-    with path.open("wb") as file:
-        pickle.dump(([bytes(image) for image in images], [bool(flag) for flag in flags]), file, protocol=_PROTOCOL)
+    count = 0
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(pickle.PROTO + bytes([_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MARK)
+        for image in images:
+            if not image:
+                raise ValueError(f"image {count} is empty: leave its pair out")
+            file.write(pickle.BINBYTES + len(image).to_bytes(4, "little") + image)
+            count += 1
+        if not flags or count != 2 * len(flags):
+            raise ValueError(f"two images per pair are wanted, got {count} images for {len(flags)} flags")
+        file.write(pickle.APPENDS + pickle.EMPTY_LIST + pickle.MARK)
+        file.write(b"".join(pickle.NEWTRUE if flag else pickle.NEWFALSE for flag in flags))
+        file.write(pickle.APPENDS + pickle.TUPLE2 + pickle.STOP)
 
 
 class _Array:

@@ -31,6 +31,19 @@ def test_what_is_written_is_read_and_the_same_bytes_come_twice(path: Path) -> No
     assert read_bin(path) == (IMAGES, FLAGS)
     write_bin(path, *read_bin(path))
     assert path.read_bytes() == first
+    write_bin(path, iter(IMAGES), FLAGS)
+    assert path.read_bytes() == first
+
+
+def test_insightface_reads_what_is_written(path: Path) -> None:
+    """Its scripts call pickle.load, with and without encoding="bytes", and want a pair of lists, of bytes and of bools."""
+    images = [b"\xff\xd8" + bytes(range(256)) * 300, *IMAGES[1:]]
+    write_bin(path, images, FLAGS)
+    for options in ({}, {"encoding": "bytes"}):
+        assert pickle.loads(path.read_bytes(), **options) == (images, FLAGS)  # type: ignore[call-overload]
+    assert {code.name for code, *_ in pickletools.genops(path.read_bytes())} == {
+        *("PROTO", "EMPTY_LIST", "MARK", "BINBYTES", "APPENDS", "NEWTRUE", "NEWFALSE", "TUPLE2", "STOP")
+    }
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -41,7 +41,10 @@ def export(
         Parameter(group=_Form, help="The form: recordio is insightface's train.rec, hf what Hugging Face's load_dataset reads."),
     ] = None,
     out: Annotated[
-        Path | None, Parameter(group=_Form, help="The folder to write: not there, empty, or an export of the same form.")
+        str | None,
+        Parameter(
+            group=_Form, help="The folder to write: not there, empty, or an export of the same form; or a URL, as s3://bucket/prefix."
+        ),
     ] = None,
     samples_per_shard: Annotated[int | None, Parameter(group=_Form, help="Samples in a tar or Parquet file.", show_default=False)] = None,
     bytes_per_shard: Annotated[str | None, Parameter(group=_Form, help="Instead: bytes in it, about, as 500MB or 1GB.")] = None,
@@ -96,7 +99,7 @@ def export(
         return
     assert out is not None  # noqa: S101 - looked at above
     with claimed(read_record(layout)["crawl"], layout), _bar(f"export {to}") as progress:
-        receipt = export_to(layout.clean, out, wanted, workers=workers, progress=progress)
+        receipt = export_to(layout.clean, out, wanted, workers=workers, work=run, progress=progress)
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in receipt.counts.items())
     said = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
     _out.print(f"{out}: {said} · {counts}\nCheck it: purify verify {out}", highlight=False, soft_wrap=True)

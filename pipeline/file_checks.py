@@ -53,41 +53,43 @@ class Checked:
 
 def check(one: Expected) -> Checked:
     """What is wrong with a file; of an image folder's table, with all of its pictures."""
+    try:
+        return _check(one)
+    except (OSError, pa.ArrowException) as error:
+        what = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {in_words(error)}"
+        return Checked(1, 0, [Finding(uri_text(one.name), what)])
+
+
+def _check(one: Expected) -> Checked:
     if leads_out(one.name):
         return Checked(1, 0, [Finding(uri_text(one.name), "leads out of the folder")])
     wrong: list[str] = []
-    pictures: list[Checked] = []
-    size = 0
-    try:
-        with places.open_file(join(one.place, one.name), READ) as file:
-            hashed = _Hashed(file)
-            if one.kind == "tar":
-                wrong += _tar(one, hashed)
-            lines = hashed.to_end()
-        size = hashed.bytes
-        sha256 = hashed.digest.hexdigest()
-        if one.bytes is not None and size != one.bytes:
-            wrong.append(f"has {size} bytes, {one.bytes} are told of")
-        if one.sha256 is not None and sha256 != one.sha256:
-            wrong.append("has another SHA-256 than is told of")
+    with places.open_file(join(one.place, one.name), READ) as file:
+        hashed = _Hashed(file)
         if one.kind == "tar":
-            wrong += _sidecar(one, size, sha256)
-        if one.kind == "lines" and lines != one.samples:
-            wrong.append(f"has {lines} lines, {one.samples} samples are told of")
-        if one.kind in {"parquet", "pictures"} and not wrong:
-            with places.open_seekable(join(one.place, one.name), READ) as file:
-                rows = pq.ParquetFile(file).metadata.num_rows
-                if rows != one.samples:
-                    wrong.append(f"has {rows} rows, {one.samples} samples are told of")
-                if one.kind == "pictures":
-                    pictures.append(_pictures(one.place, pq.read_table(file, columns=["file_name", "bytes", "sha256"])))
-    except (OSError, pa.ArrowException) as error:
-        wrong.append("is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {in_words(error)}")
+            wrong += _tar(one, hashed)
+        lines = hashed.to_end()
+    size, sha256 = hashed.bytes, hashed.digest.hexdigest()
+    if one.bytes is not None and size != one.bytes:
+        wrong.append(f"has {size} bytes, {one.bytes} are told of")
+    if one.sha256 is not None and sha256 != one.sha256:
+        wrong.append("has another SHA-256 than is told of")
+    if one.kind == "tar":
+        wrong += _sidecar(one, size, sha256)
+    if one.kind == "lines" and lines != one.samples:
+        wrong.append(f"has {lines} lines, {one.samples} samples are told of")
+    pictures = None
+    if one.kind in {"parquet", "pictures"} and not wrong:
+        with places.open_seekable(join(one.place, one.name), READ) as file:
+            rows = pq.ParquetFile(file).metadata.num_rows
+            if rows != one.samples:
+                wrong.append(f"has {rows} rows, {one.samples} samples are told of")
+            if one.kind == "pictures":
+                pictures = _pictures(one.place, pq.read_table(file, columns=["file_name", "bytes", "sha256"]))
     findings = [Finding(uri_text(one.name), what) for what in wrong]
-    if pictures:
-        [found] = pictures
-        return Checked(1 + found.files, size + found.bytes, findings + found.findings, found.pictures)
-    return Checked(1, size, findings)
+    if pictures is None:
+        return Checked(1, size, findings)
+    return Checked(1 + pictures.files, size + pictures.bytes, findings + pictures.findings, pictures.pictures)
 
 
 def in_words(error: Exception) -> str:
@@ -123,7 +125,7 @@ def _tar(one: Expected, file: _Hashed) -> list[str]:
     try:
         with places.open_seekable(join(one.place, twin), READ) as opened:
             table = pq.read_table(opened)
-    except (OSError, pa.ArrowException) as error:
+    except (FileNotFoundError, pa.ArrowException) as error:
         return [f"has a twin, {twin}, that cannot be read: {in_words(error)}"]
     wanted, classes = _members(table)
     for member in tars.read_members(cast(BinaryIO, file), limit=lambda name: 64 if name.endswith(".cls") else 0):
@@ -161,7 +163,7 @@ def _sidecar(one: Expected, size: int, sha256: str) -> list[str]:
         samples, told_size, told_sha256 = (metadata[name.encode()].decode() for name in _SIDECAR)
     except KeyError:
         return [f"has a twin, {twin}, without a sidecar"]
-    except (OSError, pa.ArrowException):
+    except (FileNotFoundError, pa.ArrowException):
         return []  # told of by `_tar`
     wrong = []
     if (str(size), sha256) != (told_size, told_sha256):

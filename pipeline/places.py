@@ -21,6 +21,7 @@ import fsspec
 from pipeline import web
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl, BadInput, PurifyError
+from pipeline.patience import patiently
 from pipeline.receipts import atomic
 
 Location = str | Path
@@ -94,9 +95,9 @@ def facts(place: str, config: IngestConfig) -> Entry | None:
         return Entry("", size, mark)
     if is_remote(place):
         with _explained(place):
-            files, path = _backend(place)
+            files, path = backend(place)
             try:
-                return _entry(files.info(path), "")
+                return _entry(patiently(lambda: files.info(path)), "")
             except FileNotFoundError:
                 return None
     try:
@@ -119,8 +120,8 @@ def children(place: str) -> Iterator[Entry]:
     """What stands in a folder, one level, in no order."""
     if is_remote(place):
         with _explained(place):
-            files, path = _backend(place)
-            for found in files.ls(path, detail=True):
+            files, path = backend(place)
+            for found in patiently(lambda: files.ls(path, detail=True)):
                 name = str(found["name"]).rstrip("/").rpartition("/")[2]
                 if name and str(found["name"]).rstrip("/") != path.rstrip("/"):
                     yield _entry(found, name)
@@ -205,8 +206,9 @@ def open_file(place: str, config: IngestConfig) -> BinaryIO:
         return web.open_stream(place, web.Limits.of(config))
     if is_remote(place):
         with _as_os_error():
-            files, path = _backend(place)
-            return cast(BinaryIO, io.BufferedReader(_Guarded(files.open(path, "rb", block_size=_BLOCK, cache_type="readahead")), 1 << 16))
+            files, path = backend(place)
+            file = patiently(lambda: files.open(path, "rb", block_size=_BLOCK, cache_type="readahead"))
+            return cast(BinaryIO, io.BufferedReader(_Guarded(file), 1 << 16))
     # O_NONBLOCK: opening a pipe would wait for a writer. O_NOFOLLOW: a link may lead out of the crawl.
     return _regular(os.open(os.fsencode(place), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
 
@@ -231,11 +233,11 @@ def read_file(place: str, config: IngestConfig, *, size: int | None = None) -> b
         return web.fetch(place, web.Limits.of(config, max_bytes=limit))
     if is_remote(place):
         with _as_os_error():
-            files, path = _backend(place)
-            size = int(files.info(path)["size"]) if size is None else size
+            files, path = backend(place)
+            size = int(patiently(lambda: files.info(path))["size"]) if size is None else size
             if size > limit:
                 raise web.TooLarge(size, limit)
-            return bytes(files.cat_file(path)) if size else b""  # of nothing no range can be asked for
+            return bytes(patiently(lambda: files.cat_file(path))) if size else b""  # of nothing no range can be asked for
     with open_file(place, config) as file:
         return _read(file, limit)
 
@@ -276,7 +278,7 @@ class _Guarded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with _as_os_error():
-            piece = self._file.read(len(buffer))
+            piece = patiently(lambda: self._file.read(len(buffer)))
         buffer[: len(piece)] = piece
         return len(piece)
 
@@ -321,7 +323,20 @@ def _entry(found: dict[str, Any], path: str) -> Entry:
     return Entry(path, int(found.get("size") or 0), mark, kind)
 
 
-def _backend(place: str) -> tuple[Any, str]:
+def access_advice(place: str) -> str:
+    """How a store is given access to."""
+    return _ACCESS.get(_EXTRAS.get(place.partition("://")[0].lower(), ""), "Check the address and your access to it.")
+
+
+def missing_package(place: str, error: ImportError) -> str:
+    """What to install for a store."""
+    scheme = place.partition("://")[0].lower()
+    extra = _EXTRAS.get(scheme)
+    install = f"pip install 'arcface-purify[{extra}]'" if extra else f"the package that fsspec wants for it ({error})"
+    return f"Reading {scheme}:// needs {install}."
+
+
+def backend(place: str) -> tuple[Any, str]:
     """(file system, path in it). No cache of listings: 10^6 entries would stay in memory, and a crawl grows while we look away."""
     options = {} if place.startswith(("memory://", "file://")) else {"use_listings_cache": False}
     files, path = fsspec.core.url_to_fs(place, **options)
@@ -337,16 +352,13 @@ def _explained(place: str) -> Iterator[None]:
     except (PurifyError, GeneratorExit):
         raise
     except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        install = f"pip install 'arcface-purify[{extra}]'" if extra else f"the package that fsspec wants for it ({error})"
-        raise BadInput(f"Reading {scheme}:// needs {install}.") from error
+        raise BadInput(missing_package(place, error)) from error
     except FileNotFoundError as error:
         raise BadCrawl(f"There is nothing at {place}. Check the bucket and the path.") from error
     except Exception as error:
         if isinstance(error, ValueError) and "rotocol" in str(error):
             raise BadCrawl(f"There is no way to read {scheme}:// here. Use a path, s3://, gs:// or https://.") from error
-        access = _ACCESS.get(_EXTRAS.get(scheme, ""), "Check the address and your access to it.")
-        raise BadCrawl(f"{place} cannot be read: {type(error).__name__}: {error}. {access}") from error
+        raise BadCrawl(f"{place} cannot be read: {type(error).__name__}: {error}. {access_advice(place)}") from error
 
 
 @contextlib.contextmanager

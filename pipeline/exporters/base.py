@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline import tables
+from pipeline.places import join
 from pipeline.receipts import Progress
+from pipeline.stores import upload
 
 Crops = Sequence[memoryview]
 _CARRIED = ("crawled_identity", "angle_deg", "noise_probability", "quality", "source_uri", "source_url")
@@ -60,6 +62,8 @@ class Job:
     wanted: Wanted
     splits: tuple[Split, ...]
     workers: int
+    store: str | None = None
+    """URL that finished files are moved to; without it they stay in the folder."""
 
     @property
     def plan(self) -> Path:
@@ -80,6 +84,15 @@ class FileFacts:
     bytes: int
     sha256: str
     samples: int | None = None
+
+
+def hand_over(job: Job, files: Sequence[FileFacts]) -> None:
+    """Move proven files of the job's folder into its store, where it has one. Those that were moved before are passed over."""
+    for file in files:
+        path = job.folder / file.name
+        if job.store is not None and path.exists():
+            upload(path, join(job.store, file.name))
+            path.unlink()
 
 
 class Part(Protocol):

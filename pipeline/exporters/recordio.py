@@ -13,7 +13,6 @@ Source: insightface, `recognition/arcface_torch/dataset.py` (MXFaceDataset); MXN
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,9 +81,7 @@ def write(job: Job, progress: Progress | None = None) -> list[FileFacts]:
         _open(job, split, longer[split])
     parts = [_Part(job, split, number, longer[split]) for split in job.splits for number in range(split.parts)]
     fan_out(_write_part, parts, workers=job.workers, progress=_shifted(progress, len(numbers), total))
-    files = [file for split in job.splits for file in _finish(job, split, longer[split])]
-    shutil.rmtree(_runs(job))
-    return files
+    return [file for split in job.splits for file in _finish(job, split, longer[split])]
 
 
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
@@ -92,7 +89,7 @@ def _shifted(progress: Progress | None, before: int, total: int) -> Progress | N
 
 
 def _runs(job: Job) -> Path:
-    return job.folder / ".runs"
+    return job.plan / "runs"
 
 
 def _where(job: Job, split: Split) -> Path:

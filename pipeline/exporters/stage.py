@@ -6,18 +6,23 @@ Class indices, folder names and counts stand in identities.json; every file with
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipeline import receipts
 from pipeline.errors import BadConfig, BadInput
 from pipeline.exporters import EXPORTERS, recordio
-from pipeline.exporters.base import FileFacts, HashedFile, Job, Wanted
+from pipeline.exporters.base import FileFacts, HashedFile, Job, Wanted, hand_over
 from pipeline.exporters.plan import Plan, make_plan
+from pipeline.fanout import worker_count
+from pipeline.places import Location, is_remote, join, located
 from pipeline.receipts import Counts, Progress, Receipt, fingerprint, mark_of, require_space, run_stage, write_json
+from pipeline.stores import is_empty, read_json, require_store, upload
 
 VERSION = 1
 DATASET = "dataset.json"
@@ -31,33 +36,73 @@ def plan_only(clean: Path, wanted: Wanted) -> Plan:
         return make_plan(clean, Path(folder), wanted, EXPORTERS[wanted.form])
 
 
-def export_to(clean: Path, out: Path, wanted: Wanted, *, workers: int = 0, progress: Progress | None = None) -> Receipt:
+def export_to(
+    clean: Path, out: Location, wanted: Wanted, *, workers: int = 0, work: Path | None = None, progress: Progress | None = None
+) -> Receipt:
     """Receipt of `out`, an export of the finished folder `clean`. Killed, it goes on with what is not written yet.
 
-    Raises BadConfig: for settings without sense. BadInput: when `out` holds anything but an earlier export of this form, and when no sample is
-    left. NoSpace: before anything is written. BadShard: when a clean shard is damaged.
+    `out` may be the URL of a store: then parts are made in a folder inside of `work`, a place on a disk, and moved as they are proven; there
+    is nothing to rename in a store, so dataset.json comes last, and an export without it is not finished.
+    Raises BadConfig: for settings without sense. BadInput: when `out` holds anything but an earlier export of this form, when no sample is
+    left, and when a store does not take it. NoSpace: before anything is written. BadShard: when a clean shard is damaged.
     """
     wanted = _checked(wanted)
-    exporter = EXPORTERS[wanted.form]
     stage = f"export {wanted.form}"
     mark = fingerprint(stage, VERSION, wanted.settings(), clean=mark_of(clean))
+    if is_remote(out):
+        return _into_store(clean, require_store(str(out)), wanted, stage, mark, work or clean.parent, workers, progress)
+    out = Path(located(out))
     _require_free(out, stage)
 
-    def work(folder: Path) -> Counts:
+    def write(folder: Path) -> Counts:
         if not (folder / DATASET).exists():
-            plan = make_plan(clean, folder / ".plan", wanted, exporter)
-            job = Job(clean, folder, wanted, plan.splits, workers)
-            job.parts.mkdir(exist_ok=True)
-            require_space(folder, _bytes_left(job) * exporter.room)
-            files = [*exporter.write(job, progress), _write_identities(job)]
-            write_json(folder / DATASET, _told(mark, wanted, plan, files))
+            write_json(folder / DATASET, _fill(folder, clean, wanted, mark, workers, None, progress))
         for rest in (".plan", ".parts"):
             shutil.rmtree(folder / rest, ignore_errors=True)
-        told = json.loads((folder / DATASET).read_text("utf-8"))
-        counts = {f"{name}_{what}": count for name, split in told["splits"].items() for what, count in split.items()}
-        return counts | {f"left_out_{what}": count for what, count in told["left_out"].items()} | {"files": len(told["files"])}
+        return _counts(json.loads((folder / DATASET).read_text("utf-8")))
 
-    return run_stage(out, stage=stage, mark=mark, work=work)
+    return run_stage(out, stage=stage, mark=mark, work=write)
+
+
+def _into_store(
+    clean: Path, url: str, wanted: Wanted, stage: str, mark: str, work: Path, workers: int, progress: Progress | None
+) -> Receipt:
+    if EXPORTERS[wanted.form].is_many_files:
+        raise BadConfig(f"An {wanted.form} is a file for every picture, which no store is made for. Give --to webdataset or parquet.")
+    standing = read_json(join(url, DATASET))
+    if standing is not None:
+        if standing.get("fingerprint") != mark:
+            raise BadInput(f"{url} holds another data set. Give an empty prefix: what is published is not changed.")
+        return Receipt(stage, mark, _counts(standing), 0.0, reused=True)
+    folder = work / f".export.partial-{fingerprint(stage, VERSION, {}, url=url, mark=mark)[:16]}"
+    if not folder.exists() and not is_empty(url):
+        raise BadInput(f"{url} is not empty, and what is in it was not begun from here. Give an empty prefix.")
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    told = _fill(folder, clean, wanted, mark, workers, url, progress)
+    write_json(folder / DATASET, told)
+    upload(folder / DATASET, join(url, DATASET))
+    shutil.rmtree(folder)
+    return Receipt(stage, mark, _counts(told), round(time.perf_counter() - started, 3))
+
+
+def _fill(
+    folder: Path, clean: Path, wanted: Wanted, mark: str, workers: int, store: str | None, progress: Progress | None
+) -> dict[str, Any]:
+    """Write all files of an export but dataset.json, which is returned."""
+    exporter = EXPORTERS[wanted.form]
+    plan = make_plan(clean, folder / ".plan", wanted, exporter)
+    job = Job(clean, folder, wanted, plan.splits, workers, store)
+    job.parts.mkdir(exist_ok=True)
+    require_space(folder, _bytes_needed(job))
+    files = [*exporter.write(job, progress), _write_identities(job)]
+    hand_over(job, files)
+    return _told(mark, wanted, plan, files)
+
+
+def _counts(told: dict[str, Any]) -> Counts:
+    counts = {f"{name}_{what}": count for name, split in told["splits"].items() for what, count in split.items()}
+    return counts | {f"left_out_{what}": count for what, count in told["left_out"].items()} | {"files": len(told["files"])}
 
 
 def _checked(wanted: Wanted) -> Wanted:
@@ -82,9 +127,13 @@ def _require_free(out: Path, stage: str) -> None:
         raise BadInput(f"{out} holds something else than an {stage}. Give a folder that is empty, or not there.")
 
 
-def _bytes_left(job: Job) -> int:
+def _bytes_needed(job: Job) -> int:
+    """Of the disk: what is not written yet; for a store, the parts that are made at one time."""
+    exporter = EXPORTERS[job.wanted.form]
     total, parts = sum(split.total_bytes for split in job.splits), sum(split.parts for split in job.splits)
-    return total * (parts - sum(1 for _ in job.parts.glob("*.json"))) // parts
+    left = parts - sum(1 for _ in job.parts.glob("*.json"))
+    at_once = left if job.store is None or exporter.by_identity else min(left, 2 * worker_count(job.workers))
+    return total * at_once // parts * exporter.room
 
 
 def _write_identities(job: Job) -> FileFacts:
@@ -106,7 +155,7 @@ def _identities(job: Job, split: str) -> Iterator[str]:
                 yield json.dumps(row, ensure_ascii=False, sort_keys=True)
 
 
-def _told(mark: str, wanted: Wanted, plan: Plan, files: list[FileFacts]) -> dict[str, object]:
+def _told(mark: str, wanted: Wanted, plan: Plan, files: list[FileFacts]) -> dict[str, Any]:
     return {
         "format": wanted.form,
         "version": VERSION,

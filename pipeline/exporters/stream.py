@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import tables
-from pipeline.exporters.base import FACTS, FileFacts, Job, OpenPart, Split
+from pipeline.exporters.base import FACTS, FileFacts, Job, OpenPart, Split, hand_over
 from pipeline.exporters.base import Part as OpenedPart
 from pipeline.fanout import fan_out, worker_count
 from pipeline.proven import proven_crops
@@ -79,6 +79,7 @@ def _write_stretch(stretch: _Stretch) -> None:
                     written.append((part, opened.close()))
                     opened = None
         for number, files in written:  # all shards that they are made of are proven
+            hand_over(job, files)
             write_json(_facts_file(job, split, number), [asdict(file) for file in files])
         written.clear()
 

@@ -298,7 +298,7 @@ def test_recordio_is_not_made_of_damage(run: RunLayout, tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
     with pytest.raises(BadShard, match="differs from the SHA-256"):
         export_to(tmp_path / "clean", tmp_path / "out", wanted("recordio"), workers=1)
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.partial-*/.runs/clean-000001*"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.partial-*/.plan/runs/clean-000001*"))
 
 
 def test_shards_end_by_samples_or_by_bytes(run: RunLayout, tmp_path: Path) -> None:

@@ -195,11 +195,10 @@ def test_how_the_work_is_shared_out_changes_no_byte(run: RunLayout, form: str, t
     assert export_to(run.clean, tmp_path / "1", wanted(form, samples_per_shard=2), workers=1).reused
 
 
-@pytest.mark.parametrize("form", ["webdataset", "recordio"])
-def test_two_processes_write_the_same_bytes_as_one(run: RunLayout, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.exporters.recordio.PART_BYTES", 20_000)
+def test_two_processes_write_the_same_bytes_as_one(run: RunLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.exporters.recordio.PART_BYTES", 20_000)  # those in the order of the shards: test_export_stores.py
     for workers in (1, 2):
-        export_to(run.clean, tmp_path / str(workers), wanted(form), workers=workers)
+        export_to(run.clean, tmp_path / str(workers), wanted("recordio"), workers=workers)
     assert content(tmp_path / "1") == content(tmp_path / "2")
 
 
@@ -235,6 +234,23 @@ def test_a_killed_export_goes_on_to_the_same_bytes(run: RunLayout, form: str, tm
                 continue
         assert attempts < 60
     assert attempts > 5 and content(out) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", EXPORTERS)
+def test_a_kill_when_all_but_the_seal_is_done(run: RunLayout, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_to(run.clean, tmp_path / "whole", wanted(form), workers=1)
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    for place in ("pipeline.exporters.stage.write_json", "pipeline.exporters.stage.shutil.rmtree"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, dies)
+            with pytest.raises(Killed):
+                export_to(run.clean, tmp_path / "out", wanted(form), workers=1)
+        assert not (tmp_path / "out").exists()
+    export_to(run.clean, tmp_path / "out", wanted(form), workers=1)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_kill_minus_nine_leaves_what_can_be_gone_on_with(run: RunLayout, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Faces that a frozen backbone imagines for given centers: images found by gradient descent on pixels alone.
+"""Faces that a frozen backbone imagines: images found by gradient descent on pixels alone.
 
 Where the dominant sub-center of an identity gives one face and another sub-center gives a second one, two people share the name. The
 BatchNorm term compares the statistics of the batch with those of the training set, so a batch of many different identities gives faces
@@ -8,28 +8,77 @@ where a batch of one gives artefacts; the paper takes 256. How good a face is sh
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from arcface_core.angles import angle_deg, rowwise_cosine
+from arcface_core.angles import angle_deg, cosine, rowwise_cosine
+from arcface_core.margins import Margin
 
-__all__ = ["InversionResult", "invert"]
+__all__ = ["RECIPES", "IdentityTerm", "InversionResult", "Recipe", "closed_set", "invert", "open_set"]
 
 _HALF_RANGE = 127.5
 _JITTER = 28
 
+IdentityTerm = Callable[[Tensor], Tensor]
+"""Features [B, D] of the images so far to a loss, a scalar, that is small where they show who is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How pixels are found, but for the number of steps."""
+
+    learning_rate: float = 0.25
+    bn_weight: float = 0.05
+    tv_weight: float = 1e-3
+    l2_weight: float = 1e-4
+    is_squared: bool = False
+    """BatchNorm term of squared norms and standard deviations, as the paper writes it; else of norms and variances, as DeepInversion's code."""
+    is_moved: bool = True
+    """Every step sees the batch shifted by up to input_px / 28 pixels each way (wrapped around), and mirrored half of the time."""
+    is_annealed: bool = True
+    """The learning rate falls to 0 along half a cosine."""
+    is_bounded: bool = True
+    """Pixels are clamped to -1..1 after each step."""
+
+
+RECIPES: dict[str, Recipe] = {
+    "audit": Recipe(),
+    "paper": Recipe(is_squared=True, is_moved=False, is_annealed=False, is_bounded=False),
+}
+"""`audit` needs some hundred steps. `paper`: section 3.3 to the letter, which takes 20,000."""
+
 
 class InversionResult(NamedTuple):
-    """images uint8 [B, 3, H, W] RGB · angle_deg float32 [B], of each such image's embedding to its center · loss_history float32 [steps].
+    """images uint8 [B, 3, H, W] RGB · angle_deg float32 [B], of each such image's embedding to its center · loss_history float32 [steps] ·
+    bn_gap, the BatchNorm term of the final images (of norms and variances, unweighted; 0 without such layers): natural images have a small one.
 
-    All on the CPU. The loss is the one before the step, on the image as jittered and flipped for it.
+    All on the CPU. The loss is the one before the step, on the image as moved for it.
     """
 
     images: Tensor
     angle_deg: Tensor
     loss_history: Tensor
+    bn_gap: float
+
+
+def closed_set(centers_CD: Tensor, class_index_B: Tensor, *, margin: Margin = Margin(), scale: float = 64.0) -> IdentityTerm:
+    """The paper's term for identities that the head knows: its loss, against all centers. Source: ArcFace TPAMI section 3.3."""
+
+    def term(features_BD: Tensor) -> Tensor:
+        cos_BC = cosine(features_BD, centers_CD.to(features_BD.device))
+        own_B1 = class_index_B.to(features_BD.device)[:, None]
+        return functional.cross_entropy(scale * cos_BC.scatter(1, own_B1, margin(cos_BC.gather(1, own_B1))), own_B1[:, 0])
+
+    return term
+
+
+def open_set(features_BD: Tensor) -> IdentityTerm:
+    """The paper's term for faces that the head does not know: the Euclidean distance to their features, not normalised."""
+    return lambda found_BD: (found_BD - features_BD.to(found_BD.device)).norm(dim=1).mean()
 
 
 def invert(
@@ -38,35 +87,33 @@ def invert(
     *,
     input_px: int,
     steps: int,
-    learning_rate: float = 0.25,
-    bn_weight: float = 0.05,
-    tv_weight: float = 1e-3,
-    l2_weight: float = 1e-4,
     seed: int,
     device: torch.device | str,
+    recipe: Recipe = RECIPES["audit"],
+    identity: IdentityTerm | None = None,
     init: Tensor | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> InversionResult:
     """Images whose embeddings lie near `target_centers_BD`, and the angles that are left. See InversionResult.
 
-    Adam minimises, over pixels in [-1, 1] and clamped to it after each step,
+    Adam minimises, over pixels in the backbone's range of -1..1,
 
-        mean_B (1 - cos(f(x), center)) + bn_weight * R_bn + tv_weight * R_tv + l2_weight * mean_B |x|
+        identity + bn_weight * R_bn + tv_weight * R_tv + l2_weight * mean_B |x|
         R_bn = sum over BatchNorm layers of |mean - running mean| + |variance - running variance|, of the layer's input over the batch
         R_tv = mean_B of the norms of pixel differences to the right, down, and along both diagonals
 
-    with Euclidean norms, not squared. Every step sees the batch shifted by up to input_px / 28 pixels each way (wrapped around) and
-    mirrored half of the time; the learning rate falls to 0 along half a cosine. Angles are of the final uint8 images, neither shifted nor
-    mirrored. The same seed gives the same images on the same machine; no global random state is used.
+    with Euclidean norms, not squared (but see Recipe). Angles are of the final uint8 images, not moved. The same seed gives the same images on
+    the same machine; no global random state is used. On a GPU the backbone runs in bfloat16 where that exists.
 
     backbone   lies on `device`, maps [B, 3, input_px, input_px] in (u8 - 127.5) / 127.5 to [B, D]. Runs in evaluation mode; its parameters,
                gradients, flags, modes and hooks are afterwards what they were, also after an error. Without BatchNorm R_bn is 0.
+    identity   a term other than mean_B (1 - cos(f(x), center)), which has no margin, so that it needs no head: `closed_set`, `open_set`
     init       [B, 3, input_px, input_px] to start from, uint8 or float in the backbone's range; None: drawn from N(0, 1).
     on_step    called with the number of steps done and the loss.
 
     Raises ValueError: centers that are no finite non-zero [B, D], steps below 0, a wrong `init`, or a loss that is not finite.
-    Source: ArcFace TPAMI section 3.3 and algorithm 1; norms, variance and jitter as in DeepInversion, Yin et al., CVPR 2020. The identity
-    term is the cosine, with no margin, so that it needs no head; BatchNorm1d layers count too, the last layer of iresnet among them.
+    Source: ArcFace TPAMI section 3.3 and algorithm 1; norms, variance and jitter as in DeepInversion, Yin et al., CVPR 2020. BatchNorm1d
+    layers count too, the last layer of iresnet among them.
     """
     centers = _checked_centers(target_centers_BD).to(device)
     if steps < 0:
@@ -74,32 +121,38 @@ def invert(
     generator = torch.Generator().manual_seed(seed)
     pixels = _start(init, len(centers), input_px, generator).to(device)
     losses: list[Tensor] = []
+    kind = torch.device(device).type
     with torch.inference_mode(False), torch.enable_grad(), _frozen(backbone), _batchnorm_gaps(backbone) as gaps:
         pixels = pixels.clone().requires_grad_()
         centers = centers.clone()
-        optimizer = torch.optim.Adam([pixels], lr=learning_rate)
+        optimizer = torch.optim.Adam([pixels], lr=recipe.learning_rate)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+            if recipe.is_annealed:
+                optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
             gaps.clear()
-            identity = 1 - rowwise_cosine(backbone(_jittered(pixels, generator)), centers).mean()
-            batchnorm = torch.stack(gaps).sum() if gaps else identity.new_zeros(())
+            with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" and torch.cuda.is_bf16_supported()):
+                features = backbone(_jittered(pixels, generator) if recipe.is_moved else pixels).float()
+            wanted = 1 - rowwise_cosine(features, centers).mean() if identity is None else identity(features)
             size = pixels.flatten(1).norm(dim=1).mean()
-            loss = identity + bn_weight * batchnorm + tv_weight * _total_variation(pixels) + l2_weight * size
+            priors = recipe.tv_weight * _total_variation(pixels) + recipe.l2_weight * size
+            loss = wanted + recipe.bn_weight * _batchnorm_term(gaps, wanted, recipe.is_squared) + priors
             (pixels.grad,) = torch.autograd.grad(loss, pixels)
             optimizer.step()
-            with torch.no_grad():
-                pixels.clamp_(-1.0, 1.0)
+            if recipe.is_bounded:
+                with torch.no_grad():
+                    pixels.clamp_(-1.0, 1.0)
             losses.append(loss.detach())
             if on_step is not None:
                 on_step(step + 1, float(losses[-1]))
         images = (pixels.detach() * _HALF_RANGE + _HALF_RANGE).round().clamp(0, 255).to(torch.uint8)
-        with torch.no_grad():
-            angles = angle_deg(rowwise_cosine(backbone(_to_input(images)), centers))
+        gaps.clear()
+        angles = angle_deg(rowwise_cosine(backbone(_to_input(images)).float().detach(), centers))
+        bn_gap = float(_batchnorm_term(gaps, angles, is_squared=False).detach())
     history = torch.stack(losses).float().cpu() if losses else torch.zeros(0)
     if not history.isfinite().all() or not angles.isfinite().all():
         finite = int(history.isfinite().sum())
         raise ValueError(f"the loss is finite in {finite} of {steps} steps only: lower learning_rate, or check the backbone")
-    return InversionResult(images.cpu(), angles.float().cpu(), history)
+    return InversionResult(images.cpu(), angles.float().cpu(), history, bn_gap)
 
 
 def _checked_centers(centers_BD: Tensor) -> Tensor:
@@ -160,17 +213,26 @@ def _frozen(backbone: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+def _batchnorm_term(gaps: list[tuple[Tensor, Tensor, Tensor]], like: Tensor, is_squared: bool) -> Tensor:
+    if not gaps:
+        return like.new_zeros(())
+    if is_squared:
+        spreads = [(variance.clamp_min(1e-12).sqrt() - running.sqrt()) for _, variance, running in gaps]
+        return torch.stack([(away**2).sum() + (spread**2).sum() for (away, _, _), spread in zip(gaps, spreads, strict=True)]).sum()
+    return torch.stack([away.norm() + (variance - running).norm() for away, variance, running in gaps]).sum()
+
+
 @contextmanager
-def _batchnorm_gaps(backbone: nn.Module) -> Iterator[list[Tensor]]:
-    """A list to which each forward pass appends, per BatchNorm layer, how far its input's statistics are from the running ones."""
-    gaps: list[Tensor] = []
+def _batchnorm_gaps(backbone: nn.Module) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """A list to which each forward pass appends, per BatchNorm layer, of its input: mean less running mean, variance, running variance."""
+    gaps: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def compare(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         if not torch.is_grad_enabled():
             return
         mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
         features = given[0].float().transpose(0, 1).flatten(1)
-        gaps.append((features.mean(1) - mean).norm() + (features.var(1, correction=0) - variance).norm())
+        gaps.append((features.mean(1) - mean, features.var(1, correction=0), variance))
 
     layers = [m for m in backbone.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_mean is not None]
     handles = []

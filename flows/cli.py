@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import crawls, evaluation, exports, questions, reviews, upkeep
+from flows import crawls, evaluation, exports, inversion, questions, reviews, upkeep
 from pipeline.config import Config, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, located, recorded
@@ -31,6 +31,7 @@ questions.add_to(app)
 reviews.add_to(app)
 evaluation.add_to(app)
 upkeep.add_to(app)
+inversion.add_to(app)
 DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]
 _out = Console()
 _Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.fanout import fan_out
+from pipeline.imagine import Imagined as Face
 from pipeline.imagine import imagine, why_none
 from pipeline.layout import RunLayout
 from pipeline.pages import people
@@ -22,7 +23,7 @@ from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, ma
 from pipeline.report import open_run
 from pipeline.run_folder import versions
 
-VERSION = 2
+VERSION = 3
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -37,7 +38,7 @@ class AuditCounts:
 
 
 def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Progress | None = None) -> Receipt:
-    """Receipt of `out`: the pages of a run that has a manifest and an evaluation, with inversions by the last round's backbone."""
+    """Receipt of `out`: the pages of a run that has a manifest and an evaluation, with the faces that the first and the last round's backbones imagine."""
     rounds = [run.round(number) for number in range(1, config.rounds + 1)]
     inputs = {f"round{one.number}": mark_of(one.noise) for one in rounds}
     inputs |= {"manifest": mark_of(run.manifest), "evaluation": mark_of(run.evaluation)}
@@ -46,7 +47,7 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
 
     def work(folder: Path) -> Counts:
         names = noisiest(run.root, config.audit.inversions)
-        imagined = imagine(run.raw, rounds[-1], names, config, progress=progress)
+        imagined = imagine(run.raw, rounds, names, config, progress=progress)
         counts = write_audit(
             run.root,
             folder,
@@ -77,7 +78,7 @@ def write_audit(
     title: str,
     identities: int,
     faces: int,
-    inversions: Mapping[str, tuple[bytes, float]],
+    inversions: Mapping[str, Sequence[Face]],
     why_no_inversion: str | None = None,
     settings: Mapping[str, Any] | None = None,
     workers: int = 1,
@@ -86,8 +87,8 @@ def write_audit(
     """Counts of what stands in `out` afterwards: index.html, identity.html, data/, sheets/ and inversions/.
 
     The first `identities` of `noisiest` have a page, with up to `faces` kept and `faces` removed samples spread evenly from the smallest angle
-    to the largest, and their near duplicates. `inversions`: identity -> (PNG, its angle in degrees to the dominant sub-center).
-    `why_no_inversion`: said where none is drawn. `settings`: those of the run, to show.
+    to the largest, and their near duplicates. `inversions`: identity -> the faces imagined for it. `why_no_inversion`: said where none is drawn.
+    `settings`: those of the run, to show.
     What stands in `out` from an attempt before is not made again. Raises BadInput without a manifest, BadShard for a crop that is not where its row says.
     """
     with open_run(run) as db:
@@ -95,7 +96,7 @@ def write_audit(
     everyone = people.ranked(run)
     names = everyone["identity"].slice(0, identities).to_pylist()
     out.mkdir(parents=True, exist_ok=True)
-    imagined = {name: _write_inversion(*inversions[name], number, out) for number, name in enumerate(names) if name in inversions}
+    imagined = {name: _write_inversions(inversions[name], number, out) for number, name in enumerate(names) if name in inversions}
     fan_out(people.write_wave, people.waves(run, out, names, faces, imagined), workers=workers, progress=progress)
     lists = people.write_list(everyone, out)
     shared = {"title": title, "lists": len(lists), "drawn": len(names), "people": everyone.num_rows}
@@ -115,7 +116,7 @@ def write_audit(
     for name, text in pages.items():
         with atomic(out / name) as temporary:
             temporary.write_text(text, "utf-8")
-    return AuditCounts(identities=everyone.num_rows, drawn=len(names), inversions=len(imagined))
+    return AuditCounts(identities=everyone.num_rows, drawn=len(names), inversions=sum(map(len, imagined.values())))
 
 
 def _told(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]]:
@@ -130,10 +131,13 @@ def _told(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
     return rows
 
 
-def _write_inversion(content: bytes, angle_deg: float, number: int, out: Path) -> Sequence[Imagined]:
-    if not content.startswith(_PNG):
-        raise ValueError(f"An inversion is given as PNG bytes; got bytes that begin {content[:8]!r}.")
-    file = f"inversions/{number:06d}.png"
+def _write_inversions(faces: Sequence[Face], number: int, out: Path) -> list[Imagined]:
     (out / "inversions").mkdir(exist_ok=True)
-    (out / file).write_bytes(content)
-    return [Imagined(file, "the dominant sub-center", angle_deg)]
+    written = []
+    for place, face in enumerate(faces):
+        if not face.png.startswith(_PNG):
+            raise ValueError(f"An inversion is given as PNG bytes; got bytes that begin {face.png[:8]!r}.")
+        file = f"inversions/{number:06d}-{place}.png"
+        (out / file).write_bytes(face.png)
+        written.append(Imagined(file, face.about, face.angle_deg))
+    return written

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from arcface_core.angles import angle_deg, rowwise_cosine
-from arcface_core.inversion import _batchnorm_gaps, _total_variation, invert
+from arcface_core.heads import SubCenterHead
+from arcface_core.inversion import RECIPES, Recipe, _batchnorm_gaps, _batchnorm_term, _total_variation, closed_set, invert, open_set
 
 PX, DIM, BATCH = 16, 8, 4
 
@@ -131,6 +132,30 @@ def test_evaluation_mode_is_used_whatever_the_mode_was() -> None:
     assert torch.equal(found.images, expected.images), "dropout or batch statistics were at work"
 
 
+def test_the_papers_terms_reach_their_goals_by_the_papers_recipe() -> None:
+    net = tiny()
+    with torch.no_grad():
+        wanted = net(torch.rand(BATCH, 3, PX, PX, generator=torch.Generator().manual_seed(9)) * 2 - 1)
+    others = torch.randn(20, DIM, generator=torch.Generator().manual_seed(6))
+    known = torch.cat([others, centers()])
+    common = {"input_px": PX, "steps": 200, "seed": 1, "device": "cpu", "recipe": RECIPES["paper"]}
+    closed = invert(net, centers(), identity=closed_set(known, torch.arange(20, 20 + BATCH), scale=16.0), **common)  # type: ignore[arg-type]
+    opened = invert(net, wanted, identity=open_set(wanted), **common)  # type: ignore[arg-type]
+    start = invert(net, wanted, identity=open_set(wanted), **common | {"steps": 0})  # type: ignore[arg-type]
+    with torch.no_grad():
+        found = net((closed.images.float() - 127.5) / 127.5)
+        before, after = ((net((one.images.float() - 127.5) / 127.5) - wanted).norm(dim=1) for one in (start, opened))
+    assert torch.nn.functional.cosine_similarity(found[:, None], known[None], dim=-1).argmax(dim=1).tolist() == list(range(20, 20 + BATCH))
+    assert (after < before / 2).all(), "features are met, not only their direction"
+
+
+def test_the_closed_set_term_is_the_heads_loss() -> None:
+    head = SubCenterHead(12, DIM, num_subcenters=1, scale=16.0)
+    features, index = torch.randn(BATCH, DIM, generator=torch.Generator().manual_seed(2)), torch.tensor([3, 0, 11, 3])
+    term = closed_set(head.unit_centers()[:, 0], index, margin=head.margin, scale=16.0)
+    assert float(term(features)) == pytest.approx(float(head(features, index).detach()), rel=1e-5)
+
+
 def test_steps_are_reported_with_their_loss() -> None:
     seen: list[tuple[int, float]] = []
     done = invert(tiny(), centers(), input_px=PX, steps=4, seed=0, device="cpu", on_step=lambda step, loss: seen.append((step, loss)))
@@ -144,7 +169,7 @@ def test_the_loss_is_the_sum_that_the_docstring_says() -> None:
     half = torch.rand(BATCH, 3, PX, PX // 2, generator=torch.Generator().manual_seed(2)) * 2 - 1
     init = torch.cat([half, half.flip(-1)], dim=-1)
     weights = {"bn_weight": 0.3, "tv_weight": 0.02, "l2_weight": 0.05}
-    done = invert(net, centers(), input_px=PX, steps=1, seed=0, device="cpu", init=init, **weights)
+    done = invert(net, centers(), input_px=PX, steps=1, seed=0, device="cpu", init=init, recipe=Recipe(**weights))
 
     double, x = tiny().double(), init.double()
     with torch.no_grad():
@@ -183,12 +208,16 @@ def test_the_batchnorm_term_is_zero_where_the_statistics_agree_and_absent_withou
     with _batchnorm_gaps(net) as gaps:
         net(x)
         net(x + 2)
-    assert float(gaps[0]) < 1e-5 and float(gaps[1]) == pytest.approx(2 * math.sqrt(3), rel=1e-5)
+    same, moved = (float(_batchnorm_term([gap], x, is_squared=False)) for gap in gaps)
+    assert same < 1e-5 and moved == pytest.approx(2 * math.sqrt(3), rel=1e-5)
+    assert float(_batchnorm_term([gaps[1]], x, is_squared=True)) == pytest.approx(12, rel=1e-5)
     with _batchnorm_gaps(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Conv2d(3, 3, 1))) as gaps:
         pass
     assert gaps == []
     plain = tiny(batchnorm=False)
-    runs = [invert(plain, centers(), input_px=PX, steps=3, seed=0, device="cpu", bn_weight=weight) for weight in (0.0, 100.0)]
+    runs = [
+        invert(plain, centers(), input_px=PX, steps=3, seed=0, device="cpu", recipe=Recipe(bn_weight=weight)) for weight in (0.0, 100.0)
+    ]
     assert torch.equal(runs[0].images, runs[1].images)
 
 
@@ -200,15 +229,13 @@ def test_a_flat_image_has_no_variation_and_a_ramp_has_what_it_should() -> None:
 
 def test_priors_do_what_they_are_for() -> None:
     net = tiny()
-    smooth = invert(net, centers(), input_px=PX, steps=60, seed=0, device="cpu", tv_weight=0.05)
-    rough = invert(net, centers(), input_px=PX, steps=60, seed=0, device="cpu", tv_weight=0.0)
+    smooth = invert(net, centers(), input_px=PX, steps=60, seed=0, device="cpu", recipe=Recipe(tv_weight=0.05))
+    rough = invert(net, centers(), input_px=PX, steps=60, seed=0, device="cpu", recipe=Recipe(tv_weight=0.0))
     assert _total_variation(smooth.images.float()) < 0.7 * _total_variation(rough.images.float())
     gap = []
     for weight in (0.0, 1.0):
-        done = invert(net, centers(), input_px=PX, steps=60, seed=0, device="cpu", bn_weight=weight)
-        with _batchnorm_gaps(net) as gaps:
-            net((done.images.float() - 127.5) / 127.5)
-        gap.append(float(torch.stack(gaps).sum().detach()))
+        done = invert(net, centers(), input_px=PX, steps=60, seed=0, device="cpu", recipe=Recipe(bn_weight=weight))
+        gap.append(done.bn_gap)
     assert gap[1] < gap[0]
 
 
@@ -249,7 +276,7 @@ def test_a_gpu_finds_the_same_angles() -> None:
         (centers(), {"init": torch.zeros(BATCH, 3, PX, PX + 1)}, r"init must be \(4, 3, 16, 16\)"),
         (centers(), {"init": torch.full((BATCH, 3, PX, PX), 200.0)}, "divide by 127.5"),
         (centers(), {"init": torch.full((BATCH, 3, PX, PX), math.nan)}, "divide by 127.5"),
-        (centers(), {"tv_weight": math.inf}, "lower learning_rate"),
+        (centers(), {"recipe": Recipe(tv_weight=math.inf)}, "lower learning_rate"),
     ],
 )
 def test_bad_arguments_are_refused(given: Tensor, changes: dict[str, object], message: str) -> None:

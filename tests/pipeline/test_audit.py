@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.audit import AuditCounts, noisiest, write_audit
 from pipeline.errors import BadInput, BadShard
+from pipeline.imagine import Imagined
 from pipeline.layout import RunLayout
 from pipeline.pages import people
 from pipeline.pages.text import data_script, shortened, visible
@@ -93,7 +94,7 @@ def is_crop(pixels: np.ndarray, position: int) -> bool:
 
 
 def audit(run: Path, out: Path, *, faces: int = 4, identities: int = 10, with_inversion: bool = True) -> tuple[AuditCounts, Page, str]:
-    inversions = {SCRIPT: (png(), 12.34)} if with_inversion else {}
+    inversions = {SCRIPT: [Imagined(png(), "the dominant sub-center", 12.34)]} if with_inversion else {}
     counts = write_audit(run, out, title="My <crawl>", identities=identities, faces=faces, inversions=inversions)
     html = (out / "index.html").read_text("utf-8")
     return counts, Page(html), html
@@ -241,7 +242,7 @@ def test_only_the_noisiest_have_a_page_and_all_are_in_the_list(run: Path, tmp_pa
 
 def test_the_inversion_is_told_with_its_angle(pages: Path) -> None:
     (one,) = person(pages, SCRIPT)["imagined"]
-    assert one == {"file": "inversions/000000.png", "about": "the dominant sub-center", "angle": 12.3}
+    assert one == {"file": "inversions/000000-0.png", "about": "the dominant sub-center", "angle": 12.3}
     assert (pages / one["file"]).read_bytes() == png() and person(pages, OVERRIDE)["imagined"] == []
 
 
@@ -339,4 +340,4 @@ def test_an_identity_that_a_missing_manifest_hides_is_an_error(tmp_path: Path) -
 
 def test_inversions_must_be_png(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="PNG bytes"):
-        write_audit(run, tmp_path, title="t", identities=5, faces=4, inversions={SCRIPT: (b"<svg>", 1.0)})
+        write_audit(run, tmp_path, title="t", identities=5, faces=4, inversions={SCRIPT: [Imagined(b"<svg>", "", 1.0)]})

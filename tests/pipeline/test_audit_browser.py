@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.audit import write_audit
+from pipeline.imagine import Imagined
 from tests.browser import Browser
 from tests.pipeline.fake_run import Planted, write_run
 from tests.pipeline.test_audit import OVERRIDE, SCRIPT, png
@@ -32,7 +33,9 @@ CROWD = [Planted(identity=f"Person {number:03d}", angle_deg=30.0) for number in 
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "Bob's run #1 100%"
     run = write_run(root, [*PLANTED, *CROWD])
-    write_audit(run, run / "audit", title=IMG + LONG, identities=66, faces=4, inversions={SCRIPT: (png(), 9.5)})
+    write_audit(
+        run, run / "audit", title=IMG + LONG, identities=66, faces=4, inversions={SCRIPT: [Imagined(png(), "the dominant sub-center", 9.5)]}
+    )
     return run / "audit"
 
 

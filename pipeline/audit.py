@@ -101,7 +101,7 @@ def write_audit(
     lists = people.write_list(everyone, out)
     shared = {"title": title, "lists": len(lists), "drawn": len(names), "people": everyone.num_rows}
     pages = {
-        "identity.html": page("person.html.jinja", style=("base.css",), script=("page.js", "person.js"), **shared),
+        "identity.html": page("person.html.jinja", style=("base.css",), script=("page.js", "ask.js", "tiles.js", "person.js"), **shared),
         "index.html": page(
             "overview.html.jinja",
             style=("base.css",),

@@ -8,7 +8,7 @@ import threading
 import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +118,30 @@ class Desk:
             self._skipped.setdefault(reviewer, set()).discard(key)
             self._refresh()
             return count
+
+    def decide(self, reviewer: str, sample: str, verdict: str) -> int:
+        """As `answer`, on any sample of the run; relabel is to the identity that is proposed for it. Raises BadInput."""
+        with self._lock:
+            rows = self._rows("sample_id = $sample", {"sample": sample})
+            if not rows:
+                raise BadInput("This run has no such sample.")
+            case = asked_again(sample, rows[0]["identity"], rows[0]["other_identity"])
+            self._by_key.setdefault(case.key, case)
+            return self.answer(reviewer, case.key, verdict)
+
+    def standing(self, samples: Sequence[str]) -> dict[str, dict[str, str | None]]:
+        """What was decided of these samples: sample_id -> verdict, identity (of a relabel) and by whom, as shown."""
+        with self._lock:
+            self._refresh()
+            said = {sample: self._standing[sample] for sample in samples if sample in self._standing}
+        return {
+            sample: {
+                "verdict": row["verdict"],
+                "identity": visible(row["clean_identity"]) if row["clean_identity"] else None,
+                "by": visible(row["decided_by"]),
+            }
+            for sample, row in said.items()
+        }
 
     def undo(self, reviewer: str) -> tuple[int, list[dict[str, Any]]]:
         """Take back the reviewer's last act that stands, also one of an earlier day: (decisions undone, the case, if it is one of the queue's)."""

@@ -17,6 +17,7 @@ from pipeline.reviewing.cases import state_of
 _FILE = re.compile(
     r"(index|identity)\.html|data/(list|people)-(\d{5,9})\.js|sheets/(\d{5,9})/\d{6,9}\.jpg|inversions/[\w-]{1,40}\.png", re.ASCII
 )
+_NOTHING = b"default-src &#39;none&#39;;"
 _KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".jpg": "image/jpeg", ".png": "image/png"}
 
 
@@ -43,8 +44,10 @@ class AuditPages:
         if not path.is_file():
             return None
         content = path.read_bytes()
-        if path.suffix == ".html":  # says to the page that this server can draw what was not drawn
-            content = content.replace(b"<body ", b'<body data-served="yes" ', 1)
+        if path.suffix == ".html":  # says to the page that it is served: it may draw what was not drawn, and send answers
+            content = content.replace(b"<body ", b'<body data-served="yes" ', 1).replace(
+                _NOTHING, _NOTHING + b" connect-src &#39;self&#39;;", 1
+            )
         return content, _KINDS[path.suffix]
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from pipeline.reviewing.guard import Guard
 from pipeline.reviewing.pages import AuditPages
 
 _SAMPLE = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
+Sample = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Reviewer = Annotated[str, Field(min_length=1, max_length=200)]
 Key = Annotated[str, Field(pattern=r"^[sm][0-9a-f]{32}$")]
 
@@ -39,6 +40,15 @@ class _Answered(_Skipped):
     verdict: Annotated[str, Field(pattern="^(keep|drop|relabel|merge|apart)$")]
     identity: Annotated[str, Field(max_length=1024)] | None = None
     note: Annotated[str, Field(max_length=1000)] = ""
+
+
+class _Decided(_Asked):
+    sample: Sample
+    verdict: Annotated[str, Field(pattern="^(keep|drop|relabel)$")]
+
+
+class _Standing(_Asked):
+    samples: Annotated[list[Sample], Field(max_length=1500)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def open_review(run: Path, *, port: int = 0, title: str) -> Review:
 def application(desk: Desk, pages: AuditPages, title: str) -> FastAPI:
     """The addresses, without who may ask for them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    html = page("review.html.jinja", style=("base.css", "review.css"), script=("page.js", "review.js"), connect=True, title=title)
+    html = page("review.html.jinja", style=("base.css", "review.css"), script=("page.js", "ask.js", "review.js"), connect=True, title=title)
 
     @app.exception_handler(PurifyError)
     def explained(_: Request, error: PurifyError) -> JSONResponse:
@@ -109,6 +119,15 @@ def application(desk: Desk, pages: AuditPages, title: str) -> FastAPI:
             raise BadInput("There is no identity of exactly that name in this run.")
         count = desk.answer(reviewer, said.key, said.verdict, identity=said.identity, note=said.note)
         return JSONResponse({"recorded": count, "cases": desk.next(reviewer), "progress": desk.progress(reviewer)})
+
+    @app.post("/api/decide")
+    def decide(said: _Decided) -> JSONResponse:
+        return JSONResponse({"recorded": desk.decide(require_reviewer(said.by), said.sample, said.verdict)})
+
+    @app.post("/api/standing")
+    def standing(said: _Standing) -> JSONResponse:
+        require_reviewer(said.by)
+        return JSONResponse(desk.standing(said.samples))
 
     @app.post("/api/skip")
     def skip(said: _Skipped) -> JSONResponse:

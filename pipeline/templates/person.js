@@ -11,7 +11,7 @@
     return image;
   };
   const tile = (person, face) =>
-    el("figure", { class: `face ${face.verdict}`, "data-sample": face.id, "data-verdict": face.verdict },
+    el("figure", { class: `face ${face.verdict}`, "data-sample": face.id, "data-verdict": face.verdict, "data-other": face.other },
       picture(person, face.tile, `${SPOKEN[face.verdict]}, ${degrees(face.angle).replace("°", " degrees")}`),
       el("figcaption", {},
         el("span", { class: "line" }, sign(face.verdict), " ", el("strong", {}, degrees(face.angle)), face.pair ? ` · photo ${face.pair}` : ""),
@@ -106,6 +106,7 @@
     tell(person.name, told);
     main.replaceChildren(...[imagined(person), strip(person), relabels(person), sheets(person), pairs(person)].filter(Boolean));
     document.body.dataset.ready = String(number);
+    document.dispatchEvent(new Event("shown"));
   };
   const safely = () => show().catch((error) => main.replaceChildren(el("p", { class: "warning" }, `${error.message}. The folder of this page is not whole: make it anew with purify export.`)));
   addEventListener("hashchange", () => { scrollTo(0, 0); safely(); });

@@ -2,21 +2,7 @@
 {
   const place = (id) => document.getElementById(id);
   const [question, box, said, trouble, entry, relabel, whose, suggested, who] = ["question", "case", "said", "trouble", "sign", "relabel", "whose", "suggested", "who"].map(place);
-  const DONE = { keep: "Kept", drop: "Dropped", relabel: "Relabelled", merge: "Merged", apart: "Kept apart" };
-  let reviewer = "", current = null, isBusy = false, picked = -1, offered = [];
-
-  const ask = async (address, body) => {
-    const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json", "X-Purify": "review" }, body: JSON.stringify({ by: reviewer, ...body }) };
-    let answer;
-    try {
-      answer = await fetch(address, options);
-    } catch {
-      throw new Error("The server does not answer, so this was not recorded. Start `purify review` again and open the address that it prints.");
-    }
-    const told = answer.headers.get("content-type")?.startsWith("application/json") ? await answer.json() : { error: await answer.text() };
-    if (!answer.ok) throw new Error(told.error);
-    return told;
-  };
+  let current = null, isBusy = false, picked = -1, offered = [];
 
   /** Runs one request at a time; what goes wrong is said, and the case stays. */
   const during = async (work) => {

@@ -176,3 +176,30 @@ def test_the_served_pages_draw_what_was_not_drawn(browser: Browser, run: Path) -
         browser.until("return document.body.dataset.ready === '3'")
         assert browser.until("return document.images.length > 0 && Array.from(document.images).every(i => i.complete && i.naturalWidth)")
         assert [entry["message"] for entry in browser.console()] == []
+
+
+def test_faces_are_answered_on_their_identitys_page(browser: Browser, run: Path) -> None:
+    write_audit(run, run / "audit", title="t", identities=9, faces=12, inversions={})
+    focused = "return document.activeElement.dataset.sample"
+    with served(run) as address:
+        begin(browser, address)
+        browser.open(address.replace("review.html", "identity.html#n0"))
+        browser.until("return document.body.dataset.ready === '0'")
+        browser.run("document.querySelector('.couples .face[data-sample]').focus()")
+        relabelled = browser.run(focused)
+        browser.press("r")
+        browser.until("return document.querySelectorAll('.couples .answered').length === 1")
+        assert "Relabelled to Bob by Ann" in browser.run("return document.querySelector('.couples .said-by').textContent")
+        browser.run("document.querySelector('.subcenter .face').focus()")
+        first = browser.run(focused)
+        browser.press("d")
+        browser.until("return document.activeElement.classList.contains('answered')")
+        browser.press("ArrowRight")
+        assert browser.run(focused) not in (first, None)
+        assert standing(run) == {relabelled: ("relabel", "Ann"), first: ("drop", "Ann")}
+        browser.press("u")
+        browser.until("return document.querySelectorAll('.subcenter .answered').length === 1")
+        assert standing(run) == {relabelled: ("relabel", "Ann")}
+        browser.press("r")
+        assert standing(run) == {relabelled: ("relabel", "Ann")}, "nothing is proposed for this one"
+        assert [entry["message"] for entry in browser.console()] == []

@@ -254,6 +254,10 @@ def test_other_methods_are_refused(refusing: tuple[Path, str], method: str) -> N
         ("api/answer", b"[" * 10_000),
         ("api/undo", {"by": "A\u202e"}),
         ("api/skip", {"by": "Ann"}),
+        ("api/decide", {"by": "Ann", "sample": "0" * 32, "verdict": "drop"}),
+        ("api/decide", {"by": "Ann", "sample": "../x", "verdict": "drop"}),
+        ("api/decide", {"by": "Ann", "sample": "0" * 32, "verdict": "merge"}),
+        ("api/standing", {"by": "Ann", "samples": ["'; --"]}),
         ("api/nothing", {"by": "Ann"}),
     ],
 )

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import crawls, evaluation, exports, inversion, questions, reviews, upkeep
+from flows import crawls, evaluation, exports, inversion, models, questions, reviews, upkeep
 from pipeline.config import Config, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, located, recorded
@@ -27,6 +27,7 @@ app = App(
 )
 crawls.add_to(app)
 exports.add_to(app)
+models.add_to(app)
 questions.add_to(app)
 reviews.add_to(app)
 evaluation.add_to(app)

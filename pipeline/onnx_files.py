@@ -5,7 +5,7 @@ file would not cover them. So such models are refused. ONNX is protobuf: numbere
 Source: onnx/onnx.proto, protobuf's encoding guide.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.errors import BadInput
 
@@ -21,7 +21,7 @@ _NESTED: dict[str, dict[int, str]] = {
 }
 """Messages by name: which of their fields hold which messages."""
 _EXTERNAL = 14
-_GRAPH, _NODE, _NODE_INPUT, _NODE_OUTPUT, _OP_TYPE = 7, 1, 1, 2, 4
+_METADATA, _GRAPH, _NODE, _NODE_INPUT, _NODE_OUTPUT, _OP_TYPE = 14, 7, 1, 1, 2, 4
 _MAX_DEPTH = 40
 
 
@@ -40,6 +40,21 @@ def check(name: str, content: bytes, *, see: str) -> None:
             f"{name} keeps weights in other files, whose content its SHA-256 does not cover. Save the model as one file: "
             f"onnx.save_model(onnx.load(PATH), NEW_PATH, save_as_external_data=False). See {see}."
         )
+
+
+def with_metadata(content: bytes, entries: Mapping[str, str]) -> bytes:
+    """The model with these entries added to its metadata. Of a message in protobuf, fields may follow in any order, so they are appended."""
+    return content + b"".join(
+        _field(_METADATA, _field(1, name.encode("utf-8")) + _field(2, value.encode("utf-8"))) for name, value in entries.items()
+    )
+
+
+def _field(number: int, value: bytes) -> bytes:
+    length, left = b"", len(value)
+    while left >= 0x80:
+        length += bytes([left & 0x7F | 0x80])
+        left >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([left]) + value
 
 
 def begins_with(content: bytes, source: str, operators: Sequence[str]) -> bool:

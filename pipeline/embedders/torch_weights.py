@@ -32,9 +32,8 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
         )
     net = build_backbone(found.name, embedding_dim=found.embedding_dim, input_px=found.input_px)
     fit(net, tensors, path)
-    net.eval().requires_grad_(False)
     usual = config.channels in (None, "rgb") and config.mean in (None, MEAN) and config.std in (None, STD)
-    module = place(net if usual else _Adapted(net, config), device)
+    module = place((net if usual else _Adapted(net, config)).eval().requires_grad_(False), device)
 
     @torch.no_grad()
     def embed(images_BCHW: Tensor) -> Tensor:

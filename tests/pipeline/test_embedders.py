@@ -87,6 +87,7 @@ def test_channels_mean_and_deviation_are_the_models(tmp_path: Path, form: str) -
     embedder = load_embedder(path, CPU, config)
     assert relative_error(embedder.embed(pictures()), wanted) < 1e-5
     if embedder.module is not None:
+        assert not any(module.training for module in embedder.module.modules())
         assert relative_error(embedder.module(to_input(pictures(), CPU)), wanted) < 1e-5, "inversion goes the same way"
     assert relative_error(load_embedder(path, CPU).embed(pictures()), wanted) > 0.1
 

@@ -138,7 +138,7 @@ def _backward(state: TrainState, backbone: nn.Module, inputs: Tensor, class_inde
                 stack.enter_context(backbone.no_sync())
             with torch.autocast(inputs.device.type, dtype=options.precision, enabled=options.precision is not None):
                 features_BD = backbone(images)
-            loss = state.head(features_BD.float(), index) * (len(images) / len(inputs))
+                loss = state.head(features_BD.float(), index) * (len(images) / len(inputs))
             (loss * scale).backward()
         losses.append(loss.detach())
         features.append(features_BD.detach())

@@ -25,6 +25,7 @@ from arcface_core.training import (
     LoopOptions,
     StepMetrics,
     TrainState,
+    check_finite,
     load_state_tensors,
     new_state,
     state_tensors,
@@ -214,10 +215,8 @@ class _Log:
 
 def _save(job: Job, state: TrainState, log: _Log, rank: int) -> None:
     """A checkpoint. Raises Diverged, and keeps the one before, when a weight is not finite."""
-    tensors = state_tensors(state)
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise Diverged(f"Weights are not finite after step {state.step} ({bad[0]}).")
+    check_finite(state)
+    tensors = state_tensors(state)  # of all processes
     if rank == 0:
         with atomic(job.folder / "metrics.parquet") as temporary:
             pq.write_table(log.table(), temporary)

@@ -2,7 +2,7 @@
 
 from arcface_core.training.augmentation import AUGMENTATIONS, to_input
 from arcface_core.training.loop import LoopOptions, StepMetrics, training_steps
-from arcface_core.training.state import OPTIMIZERS, Diverged, TrainState, load_state_tensors, new_state, state_tensors
+from arcface_core.training.state import OPTIMIZERS, Diverged, TrainState, check_finite, load_state_tensors, new_state, state_tensors
 
 __all__ = [
     "AUGMENTATIONS",
@@ -11,6 +11,7 @@ __all__ = [
     "LoopOptions",
     "StepMetrics",
     "TrainState",
+    "check_finite",
     "load_state_tensors",
     "new_state",
     "state_tensors",

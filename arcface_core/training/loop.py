@@ -1,8 +1,8 @@
 """One training loop, a generator of step metrics: whoever drives it decides when to stop, save or draw.
 
 The state after step n depends on the state after step n - 1 and its batch alone, so a resumed training gives the same losses. Over several processes
-(torch.distributed) each takes an equal share of every global batch: the gradient is that of the whole batch, and so are the statistics of BatchNorm, unless
-`sync_batchnorm` is off. Losses then differ from those of one process by rounding only.
+(torch.distributed) each takes an equal share of every global batch and of the head's identities: the gradient is that of the whole batch, and so are the statistics
+of BatchNorm, unless `sync_batchnorm` is off. Losses then differ from those of one process by rounding only.
 """
 
 import contextlib
@@ -98,10 +98,11 @@ def training_steps(
         inputs = mirrored(inputs, options.seed, state.step).contiguous(memory_format=torch.channels_last)
         state.optimizer.zero_grad(set_to_none=True)
         state.head_optimizer.zero_grad(set_to_none=True)
-        loss, features_BD = _backward(state, backbone, inputs, class_index_B.to(device), options)
+        index_B = class_index_B.to(device, non_blocking=True)
+        loss, features_BD = _backward(state, backbone, inputs, index_B, options)
         norm = _update(state, parameters, options)
-        share = state.votes.share(features_BD, class_index_B.to(device), state.head) if state.votes else norm.new_tensor(math.nan)
-        seen = torch.stack([mean_over_ranks(loss), norm.detach(), share]).tolist()  # the only wait for the device
+        share = state.votes.share(features_BD, index_B, state.head) if state.votes else norm.new_tensor(math.nan)
+        seen = torch.stack([loss, norm.detach(), share]).tolist()
         _check(seen[0], seen[1], state.step + 1, options)
         state.step += 1
         if options.average_decay is not None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from arcface_core.heads import SubCenterHead
 from arcface_core.row_optimizers import RowAdamW, RowSGD
 from arcface_core.training.dominance import Votes
+from arcface_core.training.ranks import mean_over_ranks
 
-__all__ = ["OPTIMIZERS", "Diverged", "LossScale", "TrainState", "load_state_tensors", "new_state", "state_tensors"]
+__all__ = ["OPTIMIZERS", "Diverged", "LossScale", "TrainState", "check_finite", "load_state_tensors", "new_state", "state_tensors"]
 
 
 def _sgd(parameters: Iterable[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -86,6 +87,14 @@ def new_state(
         average={name: tensor.clone() for name, tensor in _averaged(backbone).items()} if average else None,
         votes=Votes.none(head) if head.num_subcenters > 1 else None,
     )
+
+
+@torch.no_grad()
+def check_finite(state: TrainState) -> None:
+    """Raises Diverged, on every process, when a weight on any of them is not finite."""
+    sums = [parameter.sum(dtype=torch.float64) for parameter in (*state.backbone.parameters(), *state.head.parameters())]
+    if not bool(torch.isfinite(mean_over_ranks(torch.stack(sums).sum()))):
+        raise Diverged(f"A weight is not finite after step {state.step}.")
 
 
 def _averaged(backbone: nn.Module) -> dict[str, Tensor]:

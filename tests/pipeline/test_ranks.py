@@ -47,26 +47,29 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def test_a_process_is_killed_and_the_rerun_ends_with_the_losses_of_one_process(raw: Path, tmp_path: Path) -> None:
-    """With a head that draws its identities and filters them: the draws, too, go on where they were."""
-    part = ("train.sample_rate=0.6", "train.filter_angle_deg=70")
-    train(raw, tmp_path / "one", config("train.processes=1", *part))
+def test_a_process_is_killed_and_one_alone_ends_with_the_losses_of_one(raw: Path, tmp_path: Path) -> None:
+    """The head is spread over two processes and draws its identities, pictures are augmented; then the training goes on with one process.
+
+    The rate is low, and no angle is filtered: where rounding moves a sample from one sub-center to another, or over a threshold, losses differ by more.
+    """
+    options = ["train.sample_rate=0.6", "train.augment=['crop','occlusion']", "train.learning_rate=0.01"]
+    train(raw, tmp_path / "one", config("train.processes=1", *options))
     told = []
 
     def progress(done: int, total: int) -> None:
-        told.append(total)
-        if done >= 3:
+        told.append(done)
+        if done >= total - 3:
             workers = [pid for pid in processes_of(tmp_path) if "torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_text()]
             os.kill(workers[0], signal.SIGKILL)
 
-    two = config("train.processes=2", *part)
     with pytest.raises(TrainingFailed, match=r"Process \d of the training ended with code -9.*goes on from the last checkpoint"):
-        train(raw, tmp_path / "two", two, progress=progress)
+        train(raw, tmp_path / "two", config("train.processes=2", *options), progress=progress)
     assert not processes_of(tmp_path)
-    receipt = train(raw, tmp_path / "two", two)
+    told.clear()
+    receipt = train(raw, tmp_path / "two", config("train.processes=1", *options), progress=lambda done, _: told.append(done))
     alone, shared = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert receipt.counts["steps"] == len(alone) == told[0]
-    assert shared[:3] == pytest.approx(alone[:3], rel=1e-5) and shared == pytest.approx(alone, rel=1e-3), "rounding grows with the steps"
+    assert told[0] > 4 and receipt.counts["steps"] == len(alone) == told[-1]
+    assert shared == pytest.approx(alone, rel=1e-4)
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
 
 

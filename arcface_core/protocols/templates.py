@@ -18,7 +18,7 @@ from arcface_core.angles import normalize
 
 __all__ = ["Templates", "group_means", "image_weights", "mode_name", "pair_cosines", "pooled_templates"]
 
-_ROWS = 16_384  # summed at a time
+_ROWS = 2048  # summed at a time: what fits into a cache
 _SCORES = 1 << 23  # cosines held at a time
 _SPARSE = 24  # from this many cosines per pair on, rows are compared one by one
 

@@ -56,9 +56,9 @@ def read_ijb(path: Path, name: str) -> TemplateSet:
 
     Raises BadInput: a list that is missing, damaged, or not of the same images in the same order; an image that is missing; a template without images.
     """
-    images = _table(_one(path, name, "name_5pts_score"), [pa.string(), *[pa.float32()] * 11])
-    media = _table(_one(path, name, "face_tid_mid"), [pa.string(), pa.int64(), pa.int64()])
-    pairs = _table(_one(path, name, "template_pair_label"), [pa.int32(), pa.int32(), pa.int8()])
+    images = read_columns(_one(path, name, "name_5pts_score"), [pa.string(), *[pa.float32()] * 11])
+    media = read_columns(_one(path, name, "face_tid_mid"), [pa.string(), pa.int64(), pa.int64()])
+    pairs = read_columns(_one(path, name, "template_pair_label"), [pa.int32(), pa.int32(), pa.int8()])
     if not images.column(0).equals(media.column(0)):
         raise BadInput(
             f"{path / 'meta'}: the list of landmarks ({images.num_rows} lines) and that of templates ({media.num_rows}) are not of the same images in the same "
@@ -103,7 +103,8 @@ def _one(path: Path, name: str, part: str) -> Path:
     return found[0]
 
 
-def _table(path: Path, types: list[Any], *, delimiter: str = " ", skip: int = 0) -> pa.Table:
+def read_columns(path: Path, types: list[Any], *, delimiter: str = " ", skip: int = 0) -> pa.Table:
+    """A list without a header as a table of the types given. Raises BadInput for a line that is otherwise."""
     names = [str(number) for number in range(len(types))]
     try:
         return pa.csv.read_csv(
@@ -117,7 +118,7 @@ def _table(path: Path, types: list[Any], *, delimiter: str = " ", skip: int = 0)
 
 
 def _enrolment(path: Path, template_N: NDArray[np.int64], root: Path) -> Enrolment:
-    table = _table(path, [pa.int64(), pa.int64()], delimiter=",", skip=1) if _columns(path) == 2 else _wide(path)
+    table = read_columns(path, [pa.int64(), pa.int64()], delimiter=",", skip=1) if _columns(path) == 2 else _wide(path)
     template, first = np.unique(table.column(0).to_numpy(), return_index=True)
     _require_templates(path.name, template, template_N, root)
     return Enrolment(template, table.column(1).to_numpy().copy()[first])

@@ -148,7 +148,7 @@ class TrainConfig:
     checkpoint_steps: Count = 2000
     """A checkpoint every so many steps, and at the end of every epoch."""
     cache_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
-    """Decoded crops are kept in memory when all fit in this budget; else every epoch streams the shards."""
+    """Decoded crops are kept in memory when all fit in this budget of the machine, once for each process; else every epoch streams the shards."""
     shuffle_buffer: Count = 20_000
     """Samples whose places are held for shuffling: shards are shuffled, joined to windows of so many samples, and each window is shuffled."""
     sampling: Literal["natural", "balanced"] = "natural"

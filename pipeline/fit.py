@@ -1,6 +1,7 @@
 """What one process of a training does: from the selection to weights, by way of checkpoints. Alone, or one of several (pipeline/ranks.py)."""
 
 import dataclasses
+import os
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,12 +82,13 @@ def fit(job: Job, device: torch.device, *, rank: int = 0, ranks: int = 1, progre
         raise BadConfig(
             f"A batch of {order.batch_size} samples cannot be shared by {ranks} processes. Set train.processes or train.batch_size accordingly."
         )
-    stream = CropStream(order, job.raw, input_px=settings.input_px, cache_bytes=settings.cache_bytes, rank=rank, ranks=ranks)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, by torchrun
+    stream = CropStream(order, job.raw, input_px=settings.input_px, cache_bytes=settings.cache_bytes // here, rank=rank, ranks=ranks)
     state = _state(job, classes.num_rows, device)
     log = _resume(job, state)
     steps = training_steps(
         state,
-        stream.batches(settings.epochs, done=state.step, workers=_loaders(job.config, device, ranks), pin=device.type == "cuda"),
+        stream.batches(settings.epochs, done=state.step, workers=_loaders(job.config, device, here), pin=device.type == "cuda"),
         learning_rate=_schedule(settings, order.steps_per_epoch),
         device=device,
         options=_options(job.config, device),
@@ -177,9 +179,9 @@ def precision_of(name: str, device: torch.device) -> torch.dtype | None:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
 
 
-def _loaders(config: Config, device: torch.device, ranks: int) -> int:
-    """Processes that decode for this one: none where it trains on the processor itself."""
-    return 0 if device.type == "cpu" else max(1, min(worker_count(config.workers) // ranks, _MOST_LOADERS))
+def _loaders(config: Config, device: torch.device, here: int) -> int:
+    """Processes that decode for this one of `here` on the machine: none where it trains on the processor itself."""
+    return 0 if device.type == "cpu" else max(1, min(worker_count(config.workers) // here, _MOST_LOADERS))
 
 
 class _Log:

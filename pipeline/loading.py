@@ -38,7 +38,7 @@ class CropStream:
             raise ValueError(f"A batch of {order.batch_size} samples cannot be divided among {ranks} processes.")
         self._order, self._raw, self._input_px = order, raw, input_px
         self._rank, self._ranks = rank, ranks
-        needed = order.samples * input_px * input_px * 3 * ranks
+        needed = order.samples * input_px * input_px * 3
         self.is_cached = needed <= cache_bytes
         """All decoded pixels are kept in memory, by every process."""
         self._cache = np.empty((order.samples, input_px, input_px, 3), np.uint8) if self.is_cached else None

@@ -4,7 +4,7 @@
 
 Progress comes back as lines on the standard output of process 0, an error as a file beside the job. The standard input of every process is a pipe that nobody
 writes to: it ends when the stage does, however it dies, and then so do they. Several machines: torchrun's own variables (`PET_NNODES`, `PET_NODE_RANK`,
-`PET_MASTER_ADDR`, ...) are left to it; docs/training.md shows how.
+`PET_MASTER_ADDR`, `PET_MASTER_PORT`) are left to it; docs/training.md shows how.
 """
 
 import contextlib
@@ -33,6 +33,11 @@ _TOLD_EVERY_S = 0.2
 _ENDS_WITHIN_S = 30.0
 
 
+def machines() -> int:
+    """How many machines train together, by torchrun's variable `PET_NNODES`; 1 where it is not set."""
+    return int(os.environ.get("PET_NNODES", "1").rpartition(":")[2])
+
+
 def process_count(config: Config) -> int:
     """Processes of a training on this machine. Raises BadConfig when there are fewer GPUs than asked for."""
     asked = config.train.processes
@@ -44,19 +49,34 @@ def process_count(config: Config) -> int:
         )
     if asked:
         return asked
-    return max(count for count in range(1, gpus + 1) if config.train.batch_size % count == 0)
+    return max((count for count in range(1, gpus + 1) if config.train.batch_size % (count * machines()) == 0), default=1)
 
 
 def launch(job: Job, processes: int, progress: Progress | None = None) -> None:
-    """Does a training by so many processes of this machine, and by those of others where torchrun's variables name them.
+    """Does a training by so many processes of this machine, and by those of others that follow (pipeline/follow.py).
 
     Raises what a process raised; TrainingFailed, with the end of the log, when one was killed or broke.
     """
-    work = job.folder / WORK
-    told = {"raw": str(job.raw), "folder": str(job.folder), "config": as_dict(job.config), "subcenters": job.subcenters}
-    write_json(work / "job.json", told)
+    raw, folder = str(job.raw.absolute()), str(job.folder.absolute())
     _error_file(job).unlink(missing_ok=True)
-    where = [] if os.environ.get("PET_MASTER_ADDR") or os.environ.get("PET_RDZV_ENDPOINT") else ["--standalone"]
+    write_json(job_file(job.folder), {"raw": raw, "folder": folder, "config": as_dict(job.config), "subcenters": job.subcenters})
+    take_part(job, processes, job.folder / WORK / "ranks.log", progress)
+
+
+def job_file(folder: Path) -> Path:
+    """Where the processes of a training in `folder` read what to do."""
+    return folder / WORK / "job.json"
+
+
+def read_job(path: Path) -> Job:
+    """The job that a process of a training is given."""
+    told = json.loads(path.read_text("utf-8"))
+    return Job(Path(told["raw"]), Path(told["folder"]), validate(told["config"]), told["subcenters"])
+
+
+def take_part(job: Job, processes: int, log_file: Path, progress: Progress | None = None) -> None:
+    """Runs so many processes of a launched training, until all of them have ended. Raises as `launch`."""
+    where = ["--standalone"] if machines() == 1 else []
     command = [
         sys.executable,
         "-m",
@@ -65,10 +85,10 @@ def launch(job: Job, processes: int, progress: Progress | None = None) -> None:
         f"--nproc-per-node={processes}",
         "-m",
         __name__,
-        str(work / "job.json"),
+        str(job_file(job.folder)),
     ]
     environment = {"OMP_NUM_THREADS": str(max(1, worker_count(0) // processes))} | os.environ
-    with (work / "ranks.log").open("w") as log:
+    with log_file.open("w") as log:
         running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)  # noqa: S603 - this program
         try:
             for line in running.stdout or ():
@@ -79,7 +99,7 @@ def launch(job: Job, processes: int, progress: Progress | None = None) -> None:
         finally:
             _end(running)
     if running.returncode:
-        raise _what_went_wrong(job)
+        raise _what_went_wrong(job, log_file)
 
 
 def _end(running: "subprocess.Popen[str]") -> None:
@@ -93,12 +113,12 @@ def _end(running: "subprocess.Popen[str]") -> None:
         running.wait()
 
 
-def _what_went_wrong(job: Job) -> PurifyError:
+def _what_went_wrong(job: Job, log_file: Path) -> PurifyError:
     with contextlib.suppress(FileNotFoundError):
         told = json.loads(_error_file(job).read_text("utf-8"))
         kind: type[PurifyError] = getattr(errors, told["kind"])
         return kind(told["message"])
-    text = (job.folder / WORK / "ranks.log").read_text("utf-8", "replace")
+    text = log_file.read_text("utf-8", "replace")
     cause = re.findall(r"rank +: (\d+) .*\n *exitcode +: (-?\d+)", text)
     who = (
         f"Process {cause[-1][0]} of the training ended with code {cause[-1][1]}"
@@ -107,7 +127,7 @@ def _what_went_wrong(job: Job) -> PurifyError:
     )
     raised = re.findall(r"^(?:\[rank\d+\]: *)?([\w.]*(?:Error|Exception|Interrupt)\b.*)$", text, re.MULTILINE)
     return TrainingFailed(
-        f"{who}{': ' + raised[0][:300] if raised else ''}. The same command goes on from the last checkpoint. Log: {job.folder / WORK / 'ranks.log'}."
+        f"{who}{': ' + raised[0][:300] if raised else ''}. The same command goes on from the last checkpoint. Log: {log_file}."
     )
 
 
@@ -118,8 +138,7 @@ def _error_file(job: Job) -> Path:
 def main(path: Path) -> None:
     """One process of a training, started by torchrun."""
     threading.Thread(target=_end_with_the_stage, daemon=True).start()
-    told = json.loads(path.read_text("utf-8"))
-    job = Job(Path(told["raw"]), Path(told["folder"]), validate(told["config"]), told["subcenters"])
+    job = read_job(path)
     device = pick_device(job.config.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -19,7 +19,7 @@ from pipeline.duck import fetch, literal
 from pipeline.errors import BadCrawl
 from pipeline.fit import WORK, Job, fit
 from pipeline.models import load_tensors, pick_device
-from pipeline.ranks import launch, process_count
+from pipeline.ranks import launch, machines, process_count
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 
 VERSION = 3
@@ -74,7 +74,7 @@ def _train(
                 "and a head needs two to tell apart. Give a larger crawl, or lower evaluate.holdout or train.min_samples."
             )
         processes = process_count(config)
-        if processes == 1:
+        if processes == machines() == 1:
             fit(job, pick_device(config.device), progress=progress)
         else:
             launch(job, processes, progress)

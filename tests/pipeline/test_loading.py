@@ -102,7 +102,7 @@ def _same(one: Batch, other: Batch) -> bool:
 
 def test_kept_pixels_are_those_of_the_shards(raw: Path, selection: Path) -> None:
     kept = stream(raw, selection, cache_bytes=BIG)
-    assert kept.is_cached and not stream(raw, selection, cache_bytes=SAMPLES * 112 * 112 * 3, ranks=2).is_cached
+    assert kept.is_cached and not stream(raw, selection, cache_bytes=SAMPLES * 112 * 112 * 3 - 1).is_cached
     first, second = list(kept.batches(1)), list(kept.batches(1))
     assert all(_same(a, b) for a, b in zip(first, second, strict=True))
 

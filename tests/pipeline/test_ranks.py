@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.config import Config, load
 from pipeline.errors import BadConfig, TrainingFailed
+from pipeline.follow import follow
 from pipeline.ingest import ingest
 from pipeline.train import train
 
@@ -97,3 +99,25 @@ def test_no_process_outlives_a_stage_that_was_killed(raw: Path, tmp_path: Path) 
 def test_what_a_process_refuses_is_raised_by_the_stage(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="A batch of 15 samples cannot be shared by 2 processes"):
         train(raw, tmp_path / "t", config("train.processes=2", "train.batch_size=15"))
+
+
+def test_two_machines(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launchers that find each other by torchrun's variables, as on two machines; the second follows the run of the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-m", "pipeline.follow", str(tmp_path)]
+    told: list[int] = []
+    with subprocess.Popen(command, env=os.environ | {"PET_NODE_RANK": "1"}) as follower:
+        monkeypatch.setenv("PET_NODE_RANK", "0")
+        options = config("rounds=1", "train.epochs=1", "train.learning_rate=0.01")
+        train(raw, tmp_path / "rounds" / "1" / "train", options, progress=lambda done, _: told.append(done))
+        assert follower.wait(60) == 0
+    assert told and not processes_of(tmp_path)
+    monkeypatch.delenv("PET_NNODES")
+    train(raw, tmp_path / "one", options)
+    assert losses(tmp_path / "rounds" / "1" / "train") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    with pytest.raises(BadConfig, match="PET_NNODES says how many machines"):
+        follow(tmp_path)

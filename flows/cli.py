@@ -2,20 +2,21 @@
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import crawls, evaluation, exports, inversion, models, questions, reviews, upkeep
+from flows import crawls, evaluation, exports, inversion, models, operations, questions, reviews, upkeep
 from pipeline.config import Config, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, located, recorded
@@ -28,6 +29,7 @@ app = App(
 crawls.add_to(app)
 exports.add_to(app)
 models.add_to(app)
+operations.add_to(app)
 questions.add_to(app)
 reviews.add_to(app)
 evaluation.add_to(app)
@@ -35,6 +37,7 @@ upkeep.add_to(app)
 inversion.add_to(app)
 DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]
 _out = Console()
+_STOPPED = "Stopped. The same command goes on where it stopped."
 _Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
 Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]
 ConfigFile = Annotated[
@@ -102,8 +105,9 @@ def run(
         Parameter(group=_Settings, help="Stop before training when more than this share of the items is broken or faceless, as 0.2."),
     ] = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
-) -> None:
-    """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet.
+    log: Annotated[Literal["text", "json"], Parameter(help="What goes to standard error: words and bars, or an object a line.")] = "text",
+) -> int:
+    """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet. Exit code 3: done, and beyond a limit (--set limits.*).
 
     Parameters
     ----------
@@ -136,8 +140,9 @@ def run(
     settings = load(preset=preset, file=config, overrides=overrides)
     if dry_run:
         _plan(crawl, run, settings)
-        return
-    _summarise(_purify(crawl, run, settings), run)
+        return 0
+    os.environ["PURIFY_LOG"] = log
+    return _summarise(_purify(crawl, run, settings), run)
 
 
 @app.command
@@ -149,7 +154,7 @@ def demo(
     noise: Annotated[float, Parameter(validator=Number(gte=0, lte=0.9))] = 0.5,
     seed: int = 0,
     set_: Overrides = None,
-) -> None:
+) -> int:
     """Render a crawl of invented faces with planted noise, purify it, and score the verdicts against what was planted.
 
     Parameters
@@ -170,7 +175,7 @@ def demo(
     made, where = folder / "synthetic", folder / "run"
     settings = load(preset="demo", overrides=[f"seed={seed}", f"evaluate.bins=['{made / 'unseen.bin'}']", *(set_ or [])])
     _render_once({"identities": identities, "images": images, "noise": noise, "seed": seed}, made)
-    _summarise(_purify(made / "crawl", where, settings), where)
+    code = _summarise(_purify(made / "crawl", where, settings), where)
     result = score(where, made / "truth.parquet")
     areas = ", ".join(f"round {number} {area:.3f}" for number, area in result.auroc_by_round.items())
     _out.print(f"\nAgainst the planted truth: precision [bold]{result.precision:.3f}[/bold], recall [bold]{result.recall:.3f}[/bold]")
@@ -178,6 +183,7 @@ def demo(
         f"Wrong identities: {result.noise_before:.1%} of the crawl, {result.noise_after:.1%} of what was kept; {result.clean_kept:.1%} of the clean samples kept"
     )
     _out.print(f"AUROC of the angle: {areas}")
+    return code
 
 
 @app.command
@@ -227,6 +233,9 @@ def synthesize(
 
 def _purify(crawl: Location, run: Path, config: Config) -> dict[str, Any]:
     started = time.perf_counter()
+    from httpx import HTTPError
+    from prefect.exceptions import PrefectException
+
     from flows.purify import purify
     from pipeline.embedders import locate
     from pipeline.sources import recognise
@@ -234,7 +243,14 @@ def _purify(crawl: Location, run: Path, config: Config) -> dict[str, Any]:
     if config.embedder.model is not None:
         locate(Path(config.embedder.model), config.embedder)
     recognise(located(crawl), config.ingest)  # before Prefect's server takes its half a minute to start
-    record: dict[str, Any] = purify(crawl, run, config)
+    try:
+        found: Any = purify(crawl, run, config)
+    except (HTTPError, PrefectException) as error:
+        raise PurifyError(
+            f"Prefect's server does not answer ({type(error).__name__}). Finished work is kept: the same command goes on where it stopped. "
+            "Without PREFECT_API_URL in the environment it needs no server of yours."
+        ) from error
+    record: dict[str, Any] = found
     return record | {"wall_seconds": time.perf_counter() - started}
 
 
@@ -283,7 +299,8 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
     _out.print_json(data=as_dict(config))
 
 
-def _summarise(record: dict[str, Any], run: Path) -> None:
+def _summarise(record: dict[str, Any], run: Path) -> int:
+    """Exit code of a finished run."""
     from flows.purify import summary
 
     table = Table("", "", show_header=False, box=None)
@@ -299,21 +316,39 @@ def _summarise(record: dict[str, Any], run: Path) -> None:
     _out.print(f"Look at [bold]{run / 'audit' / 'index.html'}[/bold]", highlight=False, soft_wrap=True)
     _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
     _out.print(f"Ask: purify report {run} noisiest", highlight=False, soft_wrap=True)
+    for warning in record["warnings"]:
+        _out.print(f"[yellow]Mind:[/yellow] {warning}", highlight=False, soft_wrap=True)
+    return 3 if record["warnings"] else 0
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exit code 0: done; 1: something that the message says how to mend; 2: wrong settings or usage."""
+    """Entry point. Exit code 0: done; 1: failed, and the message says how to mend it; 2: wrong settings or usage; 3: done, beyond a limit."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # errors are told here, in words, without the trace of the engine
     code, message = 0, ""
+    before = signal.signal(signal.SIGTERM, _terminate)  # so that what is half done is discarded, and Prefect's server ended
     try:
-        app(argv)
+        app(argv, exit_on_error=False)
+    except CycloptsError:  # it has told what is wrong
+        sys.exit(2)
     except PurifyError as error:
         code, message = 2 if isinstance(error, BadConfig) else 1, f"[bold red]purify:[/bold red] {escape(str(error))}"
         traceback.clear_frames(
             error.__traceback__
         )  # Prefect keeps them to the end of the process, where DuckDB complains of what they hold
     except KeyboardInterrupt:
-        code, message = 130, "Stopped. The same command goes on where it stopped."
+        code, message = 130, _STOPPED
+    except _Terminated:
+        code, message = 128 + signal.SIGTERM, _STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(code)

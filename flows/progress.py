@@ -1,8 +1,16 @@
-"""Progress of a stage, in the terminal (rich) and in Prefect (an artifact that its pages show)."""
+"""Progress of a stage: in the terminal (rich, or a line of JSON), in `.status.json` of the run, and in Prefect (an artifact that its pages show)."""
 
 import contextlib
+import datetime
+import json
+import logging
+import os
+import sys
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
 
 from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -11,37 +19,107 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.receipts import Progress as Report
+from pipeline.receipts import Receipt
+from pipeline.status import Story, told_of
 
+LOG_FORM = "PURIFY_LOG"
+"""Environment variable: `json` for one object a line on standard error; else words and bars."""
 _PREFECT_EVERY_S = 10.0
+_story: ContextVar[Story | None] = ContextVar("story", default=None)
+_log = logging.getLogger("purify")
 console = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def told_in(run: Path) -> Iterator[None]:
+    """While it lasts, what happens is told in the run folder, for `purify status`."""
+    story = Story(run)
+    before = _story.set(story)
+    try:
+        yield
+        story.close()
+    finally:
+        _story.reset(before)
 
 
 @contextlib.contextmanager
 def shown(stage: str) -> Iterator[Report]:
     """A function (done, total) that draws a bar named `stage`, and tells Prefect every ten seconds; short stages tell it nothing."""
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     started = told = time.monotonic()
     artifact = None
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task(stage, total=None)
+    story = _story.get()
+    if story is not None:
+        story.begin(stage)
+    with _bar(stage) as draw:
 
         def report(done: int, total: int) -> None:
             nonlocal told, artifact
-            bars.update(bar, completed=done, total=total)
+            draw(done, total)
+            if story is not None:
+                story.progress(done, total)
             now = time.monotonic()
             if (now - told < _PREFECT_EVERY_S and done < total) or now - started < _PREFECT_EVERY_S:
                 return
             told, percent = now, 100.0 * done / max(total, 1)
-            try:
+            with tolerated("of the progress"):
                 if artifact is None:
-                    artifact = create_progress_artifact(progress=percent, key=_key(stage), description=stage)
+                    artifact = create_progress_artifact(progress=percent, key=key(stage), description=stage)
                 else:
                     update_progress_artifact(artifact_id=artifact, progress=percent)
-            except (HTTPError, PrefectException) as error:  # hours of training do not depend on a server that is slow to answer
-                console.print(f"Prefect was not told of the progress: {type(error).__name__}", highlight=False)
 
         yield report
 
 
-def _key(stage: str) -> str:
+@contextlib.contextmanager
+def _bar(stage: str) -> Iterator[Report]:
+    if _is_json():
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task(stage, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """Hours of training do not depend on a server that is slow to answer, or gone."""
+    try:
+        yield
+    except (HTTPError, PrefectException) as error:
+        say("warning", f"Prefect was not told {what}: {type(error).__name__}", error=type(error).__name__)
+
+
+def finished(stage: str, receipt: Receipt) -> None:
+    """One line of a finished stage, with its counts and its rate."""
+    if (story := _story.get()) is not None:
+        story.end(stage, receipt)
+    told = told_of(stage, receipt)
+    counts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in receipt.counts.items() if _is_number(value))
+    rate = f" · {told['per_second']:g}/s" if told["per_second"] and not receipt.reused else ""
+    took = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
+    say("stage", f"[bold]{stage}[/bold] {took}{rate} · {counts}", **told)
+    _log.info("%s: %s%s, %s", stage, took, rate.replace(" · ", ", "), counts)  # for Prefect's page of the run
+
+
+def say(event: str, words: str, **facts: Any) -> None:
+    """A line on standard error: the words, or the facts as JSON."""
+    if _is_json():
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        sys.stderr.write(json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False) + "\n")
+        sys.stderr.flush()
+    else:
+        console.print(words, highlight=False, soft_wrap=True)
+
+
+def _is_json() -> bool:
+    return os.environ.get(LOG_FORM) == "json"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def key(stage: str) -> str:
+    """The key of a stage's artifacts: small letters, digits and dashes, which is all that Prefect takes."""
     return "purify-" + stage.lower().replace(" ", "-").replace(",", "")

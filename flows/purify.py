@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows import tasks  # first: it sets Prefect's environment
+from flows.progress import told_in, tolerated
 from pipeline.config import Config, validate
 from pipeline.errors import PurifyError
 from pipeline.layout import RoundLayout, RunLayout
@@ -21,8 +24,10 @@ from pipeline.run_folder import claimed, read_record, remove_what_is_not_of, wri
 
 
 @flow(name="purify", persist_result=False)
-def purify(crawl: str | Path, run: Path, config: Config = Config()) -> dict[str, Any]:
+def purify(crawl: str | Path, run: Path, config: Config = Config()) -> dict[str, Any] | State[dict[str, Any]]:
     """The record of the run, as it stands in RUN/run.json. A run that was killed goes on where it stopped.
+
+    Beyond a limit of `config.limits` the flow run is completed in the state `Warned`, which an automation can wait for (docs/operations.md).
 
     Args:
         crawl: a path or a URL, in one of the forms of docs/crawls.md.
@@ -31,12 +36,25 @@ def purify(crawl: str | Path, run: Path, config: Config = Config()) -> dict[str,
     """
     layout = RunLayout(run)
     started = time.perf_counter()
-    with claimed(crawl, layout):
+    with claimed(crawl, layout), told_in(layout.root):
         receipts = _stages(crawl, layout, config)
         record = write_record(crawl, layout, config, receipts, time.perf_counter() - started)
-    create_table_artifact(key="purify-summary", table=summary(record), description=f"Verdicts on {name_of(crawl)}")
-    create_link_artifact(key="purify-audit", link=layout.audit_page.resolve().as_uri(), link_text="Audit page")
+    with tolerated("of the outcome"):
+        create_table_artifact(key="purify-summary", table=summary(record), description=f"Verdicts on {name_of(crawl)}")
+        create_markdown_artifact(key="purify-outcome", markdown=_outcome(record, layout), description="What to look at")
+        create_link_artifact(key="purify-audit", link=layout.audit_page.resolve().as_uri(), link_text="Audit page")
+    if record["warnings"]:
+        return Completed(name="Warned", message="; ".join(record["warnings"]), data=record)
     return record
+
+
+def _outcome(record: dict[str, Any], run: RunLayout) -> str:
+    warnings = "".join(f"- **{warning}**\n" for warning in record["warnings"]) or "Within all limits.\n"
+    rows = "".join(
+        f"| {stage['stage']} | {'earlier' if stage['reused'] else stage['seconds']} | {stage['per_second'] or ''} |\n"
+        for stage in record["stages"]
+    )
+    return f"{warnings}\nRun `{record['run_id']}` in `{run.root}`.\n\n| stage | seconds | per second |\n|---|---|---|\n{rows}"
 
 
 @flow(name="export", persist_result=False)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 
-from flows.progress import console, shown
+from flows.progress import finished, key, shown, tolerated
 from pipeline import adopt as adopt_stage
 from pipeline import audit as audit_stage
 from pipeline import centers as centers_stage
@@ -30,17 +32,12 @@ _stage = task(cache_policy=NO_CACHE, persist_result=False)
 def _run(name: str, stage: Callable[..., Receipt], *inputs: Any, **options: Any) -> Receipt:
     with shown(name) as progress:
         receipt = stage(*inputs, progress=progress, **options)
-    counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in receipt.counts.items() if _is_number(value))
-    console.print(
-        f"[bold]{name}[/bold] {'already done' if receipt.reused else f'{receipt.seconds:.1f} s'} · {counts}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    finished(name, receipt)
+    if FlowRunContext.get() is not None:
+        with tolerated("of what a stage came to"):
+            counts = [{"what": what.replace("_", " "), "value": value} for what, value in receipt.counts.items()]
+            create_table_artifact(key=key(name), table=counts, description=f"{name}: {receipt.seconds:.1f} s")
     return receipt
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @_stage

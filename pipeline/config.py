@@ -239,6 +239,19 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What marks a finished run: the state `Warned` in Prefect, exit code 3, and a line in run.json. Unset, nothing does."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    noise_rate: Fraction | None = None
+    """Estimated share of noise among the samples, at most."""
+    kept_share: Fraction | None = None
+    """Share of the samples that is kept, at least."""
+    drift: Fraction | None = None
+    """Kolmogorov-Smirnov distance of the angles from those of the run before in this folder, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of one run."""
 
@@ -259,6 +272,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
 
 def load(*, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:

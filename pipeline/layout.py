@@ -76,6 +76,11 @@ class RunLayout:
         return self.root / "forgotten"
 
     @property
+    def history(self) -> Path:
+        """000001-<run id>.json ...: what each finished run came to, never rewritten."""
+        return self.root / "history"
+
+    @property
     def clean(self) -> Path:
         """clean-000000.tar + .parquet ..., dataset.json."""
         return self.root / "clean"

@@ -13,9 +13,11 @@ from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.errors import StaleInput
+from pipeline.history import exceeded, remember
 from pipeline.layout import RunLayout
 from pipeline.places import Location, recorded
 from pipeline.receipts import Receipt, disk_watched, remove, settle, write_json
+from pipeline.status import told_of
 
 _PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
 _LOCK = ".lock"
@@ -87,18 +89,18 @@ def remove_what_is_not_of(run: RunLayout, config: Config) -> None:
 def write_record(
     crawl: Location, run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float
 ) -> dict[str, Any]:
-    """run.json of a finished run, which is also returned. `receipts`: (name of the stage, its receipt), in order."""
+    """run.json of a finished run, which is also returned; and its entry in `history/`. `receipts`: (name of the stage, its receipt), in order."""
+    entry = remember(run, config.rounds)
     record: dict[str, Any] = {
         "crawl": recorded(crawl),
         "finished": True,
+        "run_id": entry["run_id"],
+        "warnings": exceeded(entry, config.limits),
         "seconds": round(seconds, 1),
         "config": as_dict(config),
         "versions": versions(),
         "cores": os.cpu_count(),
-        "stages": [
-            {"stage": name, "seconds": one.seconds, "reused": one.reused, "counts": one.counts, "per_second": _rate(one)}
-            for name, one in receipts
-        ],
+        "stages": [told_of(name, one) for name, one in receipts],
     }
     write_json(run.run_json, record)
     return record
@@ -113,8 +115,3 @@ def read_record(run: RunLayout) -> dict[str, Any]:
     """run.json."""
     record: dict[str, Any] = json.loads(run.run_json.read_text("utf-8"))
     return record
-
-
-def _rate(receipt: Receipt) -> float | None:
-    done = receipt.counts.get("items") or receipt.counts.get("samples") or receipt.counts.get("steps")
-    return round(float(done) / receipt.seconds, 1) if isinstance(done, int) and receipt.seconds else None

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 import torch._dynamo  # an optimizer imports it, in seconds: once here instead of in every child
+from prefect import Task
 
 from flows import progress, tasks
 from pipeline import evidence, isolate
@@ -31,7 +32,6 @@ from pipeline.layout import RunLayout
 from pipeline.run_folder import claimed, write_record
 
 recipe = importlib.import_module("flows.purify")  # `flows.purify.purify` is the flow
-TASKS = ("ingest", "train", "embed", "isolate", "protect", "manifest", "export", "evaluate", "audit")
 SETTINGS = (
     "train.epochs=4 train.input_px=32 train.embedding_dim=32 train.batch_size=16 train.learning_rate=0.05 train.checkpoint_steps=2 workers=1 "
     "isolate.judge_anyway=true isolate.rule=angle isolate.max_angle_deg=180 evaluate.holdout=0.2 evaluate.pairs=20 evaluate.folds=2 "
@@ -116,8 +116,9 @@ def _be_the_child(scene: Scene, fault: Fault | None) -> None:
 
 def without_prefect() -> None:
     """Replace the tasks by their functions, and say which stage is entered."""
-    for name in TASKS:
-        setattr(tasks, name, getattr(tasks, name).fn)
+    for name, value in list(vars(tasks).items()):
+        if isinstance(value, Task):
+            setattr(tasks, name, value.fn)
     inner = tasks._run
 
     def told(name: str, *inputs: Any, **options: Any) -> Any:
@@ -162,7 +163,7 @@ def _bytes_of(value: Any) -> bytes:
 def purify(scene: Scene) -> None:
     """What the flow does."""
     layout = RunLayout(scene.run)
-    with claimed(scene.crawl, layout):
+    with claimed(scene.crawl, layout), progress.told_in(scene.run):
         write_record(scene.crawl, layout, scene.config, recipe._stages(scene.crawl, layout, scene.config), 0.0)
 
 
@@ -241,7 +242,7 @@ def contents(run: Path) -> dict[str, str]:
         name = str(path.relative_to(run))
         if path.is_dir():
             found[name] = "folder"
-        elif path.name == "_receipt.json" or name == "run.json":
+        elif path.name == "_receipt.json" or name == "run.json" or name.startswith("history/"):
             found[name] = json.dumps(_timeless(json.loads(path.read_text("utf-8"))), sort_keys=True)
         elif name.endswith("train/metrics.parquet"):
             found[name] = str(pq.read_table(path).drop_columns(["images_per_s", "wait_share"]).to_pydict())
@@ -252,7 +253,9 @@ def contents(run: Path) -> dict[str, str]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(one) for key, one in value.items() if key not in {"seconds", "per_second", "reused", "workers"}}
+        return {
+            key: _timeless(one) for key, one in value.items() if key not in {"seconds", "per_second", "reused", "workers", "finished_at"}
+        }
     return [_timeless(one) for one in value] if isinstance(value, list) else value
 
 

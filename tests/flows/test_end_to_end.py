@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset as wds
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import cli
 from flows.purify import export, purify
@@ -50,10 +48,7 @@ def config(*changed: str) -> Config:
     return load(preset="demo", overrides=[*OPTIONS, *changed])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,172 @@
+"""The commands of who runs this unattended: `status`, `history`, `serve`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import load
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.status import Status
+
+Format = Annotated[Literal["table", "json"], Parameter(help="How to print.")]
+_out = Console()
+
+
+def add_to(app: App) -> None:
+    """Put these commands into the program."""
+    for command in (status, history, serve):
+        app.command(command)
+
+
+def status(run: Path, *, format: Format = "table") -> None:
+    """How far a run is: what is done, its rate, and when the stage that goes on is done. Reads files only; hinders nothing.
+
+    Parameters
+    ----------
+    run:
+        A run folder, while `purify run` works in it or not.
+    """
+    import dataclasses
+
+    from pipeline.status import read_status
+
+    found = read_status(run)
+    if format == "json":
+        sys.stdout.write(json.dumps(dataclasses.asdict(found), ensure_ascii=False) + "\n")
+        return
+    table = Table("stage", "done", "rate", "left")
+    for stage in found.finished:
+        table.add_row(stage["stage"], "earlier" if stage["reused"] else _time(stage["seconds"]), _rate(stage["per_second"]), "")
+    if found.stage is not None:
+        share = f"{found.done} of {found.total}" if found.total else "begun"
+        table.add_row(f"[bold]{found.stage}[/bold]", share, _rate(found.per_second), _time(found.left_s))
+    _out.print(table)
+    _out.print(_sentence(found, run), highlight=False, soft_wrap=True)
+    for warning in found.warnings:
+        _out.print(f"[yellow]Mind:[/yellow] {warning}", highlight=False, soft_wrap=True)
+
+
+def _sentence(found: "Status", run: Path) -> str:
+    if found.state == "finished":
+        return f"Finished. Look at {run / 'audit' / 'index.html'}"
+    if found.state == "running":
+        return f"Running; it last told of itself {_time(found.silent_s) or '0 s'} ago."
+    return "Nobody works on it. The same `purify run` goes on where it stopped."
+
+
+def history(
+    runs: Annotated[list[Path], Parameter(negative="", help="Run folders; one has an entry for each time its crawl had changed.")],
+    *,
+    format: Format = "table",
+) -> None:
+    """The trend over finished runs: items, what was kept, the noise rate, how far the angles moved; and the sources that are noisiest now."""
+    from pipeline.history import read_history
+
+    entries = sorted(
+        ({"run": str(run), **entry} for run in runs for entry in read_history(run)), key=lambda entry: (entry["finished_at"], entry["run"])
+    )
+    if not entries:
+        raise BadInput(f"No run has finished in {', '.join(map(str, runs))} yet. `purify status RUN` says how far one is.")
+    if format == "json":
+        for entry in entries:
+            sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        return
+    table = Table("finished (UTC)", "run", "run id", "items", "samples", "kept", "noise rate", "between", "drift")
+    for entry in entries:
+        table.add_row(
+            entry["finished_at"][:19].replace("T", " "),
+            Path(entry["run"]).name,
+            entry["run_id"],
+            f"{entry['items']:,}",
+            f"{entry['samples']:,}",
+            f"{entry['kept_share']:.1%}",
+            f"{entry['noise_rate']:.3f}",
+            f"{entry['noise_rate_low']:.3f} and {entry['noise_rate_high']:.3f}",
+            "" if entry["drift"] is None else f"{entry['drift']:.3f}",
+        )
+    (_out if _out.is_terminal else Console(width=200)).print(table)
+    sources = _sources(entries)
+    if sources.row_count:
+        (_out if _out.is_terminal else Console(width=200)).print(sources)
+
+
+def _sources(entries: list[dict[str, Any]]) -> Table:
+    """Noise by source in the last entries, oldest first."""
+    shown = entries[-5:]
+    table = Table("noise by source", *(entry["finished_at"][:10] for entry in shown), "samples")
+    by_source = [{one["source"]: one for one in entry["sources"]} for entry in shown]
+    for source, last in sorted(by_source[-1].items(), key=lambda pair: -pair[1]["noise"]):
+        known = [f"{one[source]['noise']:.3f}" if source in one else "" for one in by_source]
+        table.add_row(source, *known, f"{last['samples']:,}")
+    return table
+
+
+def serve(
+    crawl: str,
+    run: Path,
+    *,
+    cron: Annotated[
+        str | None, Parameter(help='When, as "0 3 * * *": minute, hour, day, month, weekday. Without, only when asked for.')
+    ] = None,
+    timezone: Annotated[str, Parameter(help="Of the cron.")] = "UTC",
+    name: Annotated[str, Parameter(help="Of the deployment, in Prefect.")] = "served",
+    preset: Annotated[str | None, Parameter(help="Settings that come with the program: demo, cpu, gpu, paper.")] = None,
+    config: Annotated[Path | None, Parameter(help="A TOML file of settings.")] = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="", help="One setting, as limits.noise_rate=0.5.")] = None,
+) -> None:
+    """Stay, and purify the crawl by the clock; one run at a time. Needs a Prefect server: `prefect server start`, and its PREFECT_API_URL.
+
+    Parameters
+    ----------
+    crawl:
+        A path or a URL, as for `purify run`.
+    run:
+        The run folder, the same each time: a crawl that grew is gone on with.
+    """
+    settings = load(preset=preset, file=config, overrides=set_ or [])
+
+    from prefect.schedules import Cron
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.purify import purify
+    from pipeline.config import as_dict
+
+    if not PREFECT_API_URL.value():
+        raise BadInput(
+            "There is no Prefect server. Start one with `prefect server start`, then `export PREFECT_API_URL=http://127.0.0.1:4200/api`."
+        )
+    purify.serve(
+        name=name,
+        schedule=Cron(cron, timezone=timezone) if cron else None,
+        parameters={"crawl": crawl, "run": str(run.resolve()), "config": as_dict(settings)},
+        limit=1,
+        pause_on_shutdown=False,
+        print_starting_message=True,
+    )
+
+
+def _rate(per_second: float | None) -> str:
+    return f"{per_second:,.1f}/s" if per_second else ""
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 10
+        else f"{whole} s"
+        if whole < 120
+        else f"{minutes} min"
+        if not hours
+        else f"{hours} h {minutes} min"
+    )

@@ -1,0 +1,125 @@
+"""How far a run is, from its files only: `.status.json` of what goes on, the lock for whether anybody works, run.json of what is finished."""
+
+import fcntl
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import BadInput
+from pipeline.layout import RunLayout
+from pipeline.receipts import Receipt, write_json
+
+NAME = ".status.json"
+_EVERY_S = 2.0
+
+
+@dataclass
+class Story:
+    """Tells `.status.json` of a run what happens; written by the one process that works in the run."""
+
+    run: Path
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    _now: dict[str, Any] = field(default_factory=dict)
+    _told: float = 0.0
+
+    def begin(self, stage: str) -> None:
+        """A stage starts."""
+        self._now = {"stage": stage, "done": 0, "total": None, "first": 0, "began": time.time(), "counted_from": time.time()}
+        self._tell()
+
+    def progress(self, done: int, total: int) -> None:
+        """So much of it is done. What an earlier attempt had done counts for no rate."""
+        if self._now["total"] is None:
+            self._now |= {"first": done, "counted_from": time.time()}
+        self._now |= {"done": done, "total": total}
+        if time.monotonic() - self._told >= _EVERY_S:
+            self._tell()
+
+    def end(self, stage: str, receipt: Receipt) -> None:
+        """It is finished."""
+        self.finished.append(told_of(stage, receipt))
+
+    def close(self) -> None:
+        """The run is finished: run.json says all."""
+        (self.run / NAME).unlink(missing_ok=True)
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        write_json(self.run / NAME, {"finished": self.finished, "now": self._now, "written": time.time()})
+
+
+def told_of(stage: str, receipt: Receipt) -> dict[str, Any]:
+    """A finished stage as run.json tells of it."""
+    return {
+        "stage": stage,
+        "seconds": receipt.seconds,
+        "reused": receipt.reused,
+        "counts": receipt.counts,
+        "per_second": rate(receipt),
+    }
+
+
+def rate(receipt: Receipt) -> float | None:
+    """Items, samples or training steps a second; None where the stage counts none of them."""
+    done = receipt.counts.get("items") or receipt.counts.get("samples") or receipt.counts.get("steps")
+    return round(float(done) / receipt.seconds, 1) if isinstance(done, int) and receipt.seconds else None
+
+
+@dataclass(frozen=True)
+class Status:
+    """`finished`: stages, as `told_of`. Of the stage that goes on, or was stopped in: `done` of `total` (shards, steps or samples), and what is left."""
+
+    state: Literal["finished", "running", "stopped"]
+    finished: list[dict[str, Any]]
+    stage: str | None = None
+    done: int = 0
+    total: int | None = None
+    per_second: float | None = None
+    left_s: float | None = None
+    """Of this stage, at the rate of this attempt; None while nothing can be said."""
+    silent_s: float = 0.0
+    """Since it last told of itself."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_status(run: Path) -> Status:
+    """The state of a run folder. Raises BadInput when it is none."""
+    layout = RunLayout(run)
+    try:
+        record: dict[str, Any] = json.loads(layout.run_json.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{run} is no run folder: {layout.run_json} cannot be read. Give the RUN of `purify run CRAWL RUN`.") from error
+    is_held = _is_held(run)
+    try:
+        story = json.loads((run / NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        if record.get("finished") and not is_held:
+            return Status("finished", record["stages"], warnings=record.get("warnings", []))
+        return Status("running" if is_held else "stopped", [])
+    now, written = story["now"], story["written"]
+    did, took = now["done"] - now["first"], written - now["counted_from"]
+    per_second = did / took if did > 0 and took > 0 else None
+    return Status(
+        "running" if is_held else "stopped",
+        story["finished"],
+        now["stage"],
+        now["done"],
+        now["total"],
+        per_second,
+        (now["total"] - now["done"]) / per_second if per_second and now["total"] else None,
+        max(0.0, time.time() - written),
+    )
+
+
+def _is_held(run: Path) -> bool:
+    """True while a process works in the run; looking does not hinder it."""
+    try:
+        with (run / ".lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

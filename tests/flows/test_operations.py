@@ -1,0 +1,90 @@
+"""What who runs this unattended sees: exit codes, the marked flow run, lines of JSON, the trend."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows import cli
+from flows.purify import purify
+from tests.flows.test_end_to_end import OPTIONS, config
+
+pytestmark = pytest.mark.usefixtures("server")
+SETTINGS = [word for option in (*OPTIONS, "rounds=1", "train.epochs=3") for word in ("--set", option)]
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    printed = capsys.readouterr()
+    return int(stop.value.code or 0), printed.out, printed.err
+
+
+def test_a_run_beyond_a_limit_is_marked_in_words_in_the_exit_code_and_in_prefect(
+    tiny_crawl: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crawl, run = str(tiny_crawl[0]), str(tmp_path / "run")
+    code, out, _ = said(capsys, "run", crawl, run, "--preset", "demo", *SETTINGS, "--set", "limits.kept_share=1.0", "--set", "rounds=1")
+    assert code == 3 and "below limits.kept_share 1" in " ".join(out.split())
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["warnings"]) == 1 and not (tmp_path / "run" / ".status.json").exists()
+    code, out, _ = said(capsys, "status", run)
+    assert code == 0 and "Finished" in out and "limits.kept_share" in " ".join(out.split())
+
+    limited = config("rounds=1", "train.epochs=3", "limits.kept_share=1.0")
+    state: Any = purify(tiny_crawl[0], tmp_path / "run", limited, return_state=True)
+    assert (state.name, state.type.value) == ("Warned", "COMPLETED") and "limits.kept_share" in state.message
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(state.state_details.flow_run_id)
+        kept = {artifact.key for artifact in client.read_artifacts() if artifact.flow_run_id == found.id}
+    assert found.state_name == "Warned"
+    assert {"purify-ingest", "purify-round-1-train", "purify-export", "purify-summary", "purify-outcome", "purify-audit"} <= kept
+
+    capsys.readouterr()
+    code, _, err = said(capsys, "run", crawl, run, "--preset", "demo", *SETTINGS, "--log", "json")
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert code == 0 and next(line["stage"] for line in lines if line["event"] == "stage") == "ingest"
+    assert all(line["reused"] for line in lines if line["event"] == "stage") and all("time" in line for line in lines)
+    os.environ.pop("PURIFY_LOG")
+
+    code, out, _ = said(capsys, "history", run, "--format", "json")
+    [entry] = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and entry["run_id"] == record["run_id"] and entry["items"] == 96
+    code, out, _ = said(capsys, "history", run)
+    assert entry["run_id"] in out and "noise rate" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["run", "only-one"], 2, ""),
+        (["run", "a", "b", "--set", "rounds=0"], 2, "rounds"),
+        (["frobnicate"], 2, ""),
+        (["status", "nowhere"], 1, "is no run folder"),
+        (["history", "nowhere"], 1, "No run has finished"),
+    ],
+)
+def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], code: int, message: str) -> None:
+    found, out, err = said(capsys, *argv)
+    assert found == code and message in err.replace("\n", " ") + out
+
+
+def test_serve_wants_a_server_that_stays(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import prefect.settings
+
+    with prefect.settings.temporary_settings(restore_defaults={prefect.settings.PREFECT_API_URL}):
+        code, _, err = said(capsys, "serve", "crawl", "run", "--cron", "0 3 * * *")
+    assert code == 1 and "prefect server start" in err
+
+
+def test_a_termination_is_told_and_its_code_is_that_of_a_signal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "_purify", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, err = said(capsys, "run", "crawl", str(tmp_path / "run"))
+    assert code == 143 and "goes on where it stopped" in err
+    os.environ.pop("PURIFY_LOG")

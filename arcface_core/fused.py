@@ -72,25 +72,21 @@ class _How:
 
 
 class _Parts:
-    """Walks over the identities: the centers of a part, and where its own samples are. Holds the one buffer of cosines."""
+    """Walks over the identities: the centers of a part, and where its own samples are. Holds the one buffer of cosines. Never waits for a GPU."""
 
     def __init__(self, unit_BD: Tensor, weight_RD: Tensor, own_B: Tensor, identities_S: Tensor | None, how: _How) -> None:
-        self.unit_BD, self.identities_S, self.how = unit_BD, identities_S, how
+        self.unit_BD, self.own_B, self.identities_S, self.how = unit_BD, own_B, identities_S, how
         self.weight_CKD = weight_RD.view(-1, how.subcenters, weight_RD.shape[1])
         self.cos_PKB = unit_BD.new_empty(how.part, how.subcenters, len(unit_BD))
-        order_B = own_B.argsort()
-        edges = torch.arange(0, how.identities + how.part, how.part, device=own_B.device)
-        self.edges = torch.searchsorted(own_B[order_B], edges).tolist()
-        self.order_B, self.own_B = order_B, own_B
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor, tuple[Tensor, Tensor]]]:
-        """Which identities; their centers [P * K, D]; (row in the part, sample) of every own identity among them."""
-        how = self.how
-        for number, start in enumerate(range(0, how.identities, how.part)):
-            stop = min(start + how.part, how.identities)
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, "_Own"]]:
+        """Which identities; their centers [P * K, D]; and the samples whose own identity is among them."""
+        for start in range(0, self.how.identities, self.how.part):
+            stop = min(start + self.how.part, self.how.identities)
             chosen = self.weight_CKD[start:stop] if self.identities_S is None else self.weight_CKD[self.identities_S[start:stop]]
-            samples = self.order_B[self.edges[number] : self.edges[number + 1]]
-            yield slice(start, stop), chosen.reshape(-1, chosen.shape[2]), (self.own_B[samples] - start, samples)
+            row_B = self.own_B - start
+            own = _Own((row_B >= 0) & (row_B < stop - start), row_B.clamp(0, stop - start - 1).unsqueeze(0))
+            yield slice(start, stop), chosen.reshape(-1, chosen.shape[2]), own
 
     def nearest(self, rows_RD: Tensor, inverse_R: Tensor, best_PB: Tensor, nearest_PB: Tensor) -> None:
         """Writes the cosine to the nearest sub-center, and which it is, the lowest on a tie."""
@@ -113,6 +109,22 @@ class _Parts:
         return split_PKB.scatter_(1, nearest_PB.long().unsqueeze(1), grad_PB.unsqueeze(1))
 
 
+@dataclass(frozen=True)
+class _Own:
+    """Of a part: which samples' own identity is in it, [B], and at which row, [1, B] (any row for the others)."""
+
+    is_here_B: Tensor
+    row_1B: Tensor
+
+    def of(self, values_PB: Tensor, elsewhere_B: Tensor) -> Tensor:
+        """Each sample's value at its own identity, or what is given."""
+        return torch.where(self.is_here_B, values_PB.gather(0, self.row_1B)[0], elsewhere_B)
+
+    def put(self, values_PB: Tensor, own_B: Tensor | float) -> None:
+        """Replaces each sample's value at its own identity, in place."""
+        values_PB.scatter_(0, self.row_1B, torch.where(self.is_here_B, own_B, values_PB.gather(0, self.row_1B)[0]).unsqueeze(0))
+
+
 class _OwnAndOthers(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -124,7 +136,7 @@ class _OwnAndOthers(torch.autograd.Function):
         nearest_SB = unit_BD.new_empty(kept, len(unit_BD), dtype=torch.uint8)
         inverse_SK = unit_BD.new_empty(how.identities, how.subcenters)
         own, others = unit_BD.new_zeros(len(unit_BD)), unit_BD.new_full((len(unit_BD),), -torch.inf)
-        for part, rows_RD, (at, samples) in parts:
+        for part, rows_RD, at_own in parts:
             inverse_SK[part] = _inverse_lengths(rows_RD).view(-1, how.subcenters)
             place = part if how.keeps else slice(0, part.stop - part.start)
             best_PB = best_SB[place]
@@ -132,8 +144,8 @@ class _OwnAndOthers(torch.autograd.Function):
             logits_PB = best_PB * how.scale
             if how.max_negative_cos is not None:
                 logits_PB.masked_fill_(best_PB > how.max_negative_cos, -torch.inf)
-            own[samples] = best_PB[at, samples]
-            logits_PB[at, samples] = -torch.inf
+            own = at_own.of(best_PB, own)
+            at_own.put(logits_PB, -torch.inf)
             others = torch.logaddexp(others, torch.logsumexp(logits_PB, dim=0))
         held = (best_SB, nearest_SB) if how.keeps else ()
         ctx.save_for_backward(unit_BD, weight_RD, own_B, identities_S, inverse_SK, others, *held)
@@ -151,7 +163,7 @@ class _OwnAndOthers(torch.autograd.Function):
         grad_unit_BD = torch.zeros_like(unit_BD)
         added_BD = torch.empty_like(unit_BD)
         grad_rows_RD = weight_RD.new_empty(how.identities * how.subcenters, weight_RD.shape[1]) if ctx.needs_input_grad[1] else None
-        for part, rows_RD, (at, samples) in parts:
+        for part, rows_RD, at_own in parts:
             place = part if how.keeps else slice(0, part.stop - part.start)
             best_PB, nearest_PB = held[0][place], held[1][place]
             inverse_R = inverse_SK[part].view(-1)
@@ -161,7 +173,7 @@ class _OwnAndOthers(torch.autograd.Function):
             if how.max_negative_cos is not None:
                 grad_PB.masked_fill_(best_PB > how.max_negative_cos, 0.0)
             grad_PB.mul_(grad_others_B * how.scale)
-            grad_PB[at, samples] = grad_own_B[samples]
+            at_own.put(grad_PB, grad_own_B)
             grad_PKB = parts.split(grad_PB, nearest_PB)
             along_R = (grad_PKB * best_PB.unsqueeze(1)).sum(dim=2).view(-1)
             grad_RB = grad_PKB.view(len(rows_RD), -1).mul_(inverse_R.unsqueeze(1))

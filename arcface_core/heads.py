@@ -91,8 +91,8 @@ class SubCenterHead(nn.Module):
         """Mean cross-entropy of the samples of all processes, in nats, float32 or wider.
 
         Called under autocast on a GPU that has bfloat16, the operands of the matrix products are rounded to it, and their sums, the margin and the
-        softmax stay float32: a cosine is then off by some 1e-4. On a CPU autocast changes nothing here. Raises ValueError for a class index that
-        the head does not have, and for no sample.
+        softmax stay float32: a cosine is then off by some 1e-4. On a CPU autocast changes nothing here. Raises ValueError for no sample, and for a
+        class index that the head does not have; on a GPU, where to look would be to wait, the loss is NaN instead.
         """
         self._check(features_BD, class_index_B)
         narrow = _narrow(features_BD.device)
@@ -110,11 +110,14 @@ class SubCenterHead(nn.Module):
                 narrow=narrow,
             )
             own_B, others_B = combined(own_B, others_B, self.group)
+            own_B = own_B.masked_fill((index_B < 0) | (index_B >= self.num_classes), torch.nan)
             return functional.softplus(others_B - self.scale * self.margin(own_B), threshold=_EXACT_NATS).mean()
 
     def _check(self, features_BD: Tensor, class_index_B: Tensor) -> None:
         if len(features_BD) == 0 or len(features_BD) != len(class_index_B):
             raise ValueError(f"A batch is one class index for each of one sample or more; got {len(class_index_B)} for {len(features_BD)}.")
+        if class_index_B.device.type != "cpu":
+            return
         least, most = torch.stack(class_index_B.aminmax()).tolist()
         if not (least >= 0 and most < self.num_classes):
             raise ValueError(f"Class indices are 0 to {self.num_classes - 1}; got {least} to {most}.")

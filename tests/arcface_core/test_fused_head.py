@@ -171,3 +171,28 @@ def test_a_centers_row_that_is_nan_makes_the_loss_nan() -> None:
     with torch.no_grad():
         head.weight[5] = torch.nan
     assert bool(head(torch.randn(2, 4), torch.tensor([0, 1])).isnan())
+
+
+def test_a_class_index_that_nobody_looked_at_makes_the_loss_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, where looking would be waiting, indices are not checked."""
+    monkeypatch.setattr(SubCenterHead, "_check", lambda *_: None)
+    head = SubCenterHead(3, 4)
+    for index in (3, -1):
+        assert bool(head(torch.randn(2, 4), torch.tensor([0, index])).isnan())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_a_gpu_gives_what_the_cpu_gives(is_narrow: bool) -> None:
+    features, weight, index = draw(11, 32, 500, 3, 64)
+    wanted = plain(features, weight, index, 3, 64.0, Margin())
+    head = SubCenterHead(500, 64).cuda()
+    head.weight.data = weight.cuda()
+    ours = features.cuda().requires_grad_()
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=is_narrow):
+        loss = head(ours, index.cuda())
+    loss.backward()
+    assert ours.grad is not None and head.weight.grad is not None
+    bound = 0.05 if is_narrow else 1e-4
+    assert max(error(*pair) for pair in zip((loss.detach().cpu(), ours.grad.cpu(), head.weight.grad.cpu()), wanted, strict=True)) < bound

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 MEAN = STD = 127.5
 """Of insightface's models and of ours: (x - 127.5) / 127.5, RGB."""
 
+_PIXELS_AT_A_TIME = 200_000
+"""On a processor: 16 crops of 112 pixels. More at a time leave its cache: of a MobileFaceNet by onnxruntime 256 took a quarter longer, and 1.2 GB more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embedder:
@@ -43,3 +46,8 @@ def check_crops(images_BCHW: Tensor, input_px: int) -> None:
         raise ValueError(
             f"this embedder takes uint8 crops [B, 3, {input_px}, {input_px}], got {images_BCHW.dtype} {list(images_BCHW.shape)}: scale them first"
         )
+
+
+def crops_at_a_time(input_px: int, device: torch.device) -> int:
+    """How many crops go through a model together. On a GPU all that are given, since whoever embeds chose how many those are."""
+    return max(1, _PIXELS_AT_A_TIME // input_px**2) if device.type == "cpu" else 2**31

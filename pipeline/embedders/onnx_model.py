@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline import onnx_files
 from pipeline.config import EmbedderConfig
-from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, three
+from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, crops_at_a_time, three
 from pipeline.errors import BadConfig, BadInput
 
 METADATA = "arcface_purify."
@@ -50,7 +50,8 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
     try:
         session = onnxruntime.InferenceSession(content, options, providers=[*there, "CPUExecutionProvider"])
         form = _form(session, config)
-        features = _Features(session, form, _look(session, content, config))
+        at_a_time = crops_at_a_time(form.side, torch.device("cuda" if there else "cpu"))
+        features = _Features(session, form, _look(session, content, config), at_a_time)
         dim = features.tried()
     except Exception as error:  # onnxruntime has errors of its own for every cause
         raise BadInput(f"{path} is no model that embeds faces ({' '.join(str(error).split())[:300]}). {_ADVICE}") from error
@@ -126,14 +127,15 @@ def _numbers(text: str) -> tuple[float, float, float]:
 class _Features:
     """uint8 [B, 3, H, W], RGB -> float32 [B, D]."""
 
-    def __init__(self, session: Any, form: _Form, look: _Look) -> None:
+    def __init__(self, session: Any, form: _Form, look: _Look, at_a_time: int) -> None:
         self._session = session
         self._form = form
         self._look = look
         self._batch = form.batch
+        self._at_a_time = at_a_time
 
     def __call__(self, images_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        step = self._batch or len(images_BCHW)
+        step = self._batch or self._at_a_time
         parts = [self._run(images_BCHW[start : start + step]) for start in range(0, len(images_BCHW), step)]
         return np.concatenate(parts)
 

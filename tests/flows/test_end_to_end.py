@@ -21,6 +21,7 @@ from pipeline.config import Config, load
 from pipeline.decisions import decide
 from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput, HeadNotLearned, StaleInput
+from pipeline.forget import forget
 from pipeline.score import score
 from tests.pipeline.embedder_models import write
 
@@ -348,4 +349,6 @@ def test_a_given_model_purifies_without_training(finished: tuple[Path, Path, dic
     given.unlink()
     facts = {stage["stage"]: stage["counts"] for stage in record["stages"]}
     assert facts["embedder"]["sha256"] == hashlib.sha256((run / "embedder" / "model.onnx").read_bytes()).hexdigest()
+    told = forget(run, identities=[rows["identity"].iloc[0]])
+    assert told.unknown == () and told.trained == 0 and told.files["centers"] >= 2, "no weights have learned from anybody"
     assert export(run)["clean"] == facts["export"], "what was given is not asked for again"

@@ -12,7 +12,7 @@ from torch import Tensor
 from arcface_core.backbones import BACKBONES, build_backbone, recognise
 from arcface_core.training import to_input
 from pipeline.config import EmbedderConfig
-from pipeline.embedders import load_embedder
+from pipeline.embedders import base, load_embedder
 from pipeline.errors import BadCheckpoint, BadInput
 from pipeline.shards import file_sha256
 from tests.pipeline.detector_models import with_outside_weights
@@ -38,7 +38,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(
     "kind", ["usual", "one of a batch", "scales itself", "channels last", "batch of four", "one at a time", "any side"]
 )
-def test_onnx_gives_what_torch_gives(tmp_path: Path, kind: str) -> None:
+def test_onnx_gives_what_torch_gives(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     path = tmp_path / "model.onnx"
     config = EmbedderConfig(input_px=32) if kind == "any side" else EmbedderConfig()
@@ -63,7 +63,10 @@ def test_onnx_gives_what_torch_gives(tmp_path: Path, kind: str) -> None:
     embedder = load_embedder(path, CPU, config)
     assert (embedder.kind, embedder.name, embedder.input_px, embedder.dim, embedder.module) == ("onnx", "model", 32, DIM, None)
     assert embedder.sha256 == file_sha256(path)
+    monkeypatch.setattr(base, "_PIXELS_AT_A_TIME", 2 * 32 * 32)
+    in_parts = load_embedder(path, CPU, config).embed(pictures())
     found = embedder.embed(pictures())
+    assert torch.allclose(in_parts, found, atol=1e-6 * float(found.abs().max()))
     assert found.dtype == torch.float32 and relative_error(found, by_torch(net, pictures())) < 1e-5
     assert embedder.embed(pictures(0)).shape == (0, DIM)
     for wrong in (pictures(side=48), pictures().float()):
@@ -101,13 +104,14 @@ def test_a_backbone_is_known_by_its_names_and_shapes(name: str) -> None:
     assert recognise({}) is None and recognise({"fc.weight": (512, 25088)}) is None
 
 
-def test_weights_of_insightface_as_they_are_published(tmp_path: Path) -> None:
+def test_weights_of_insightface_as_they_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = build_backbone("iresnet18", embedding_dim=DIM, input_px=16)
     state = net.state_dict()
     torch.save(state, tmp_path / "backbone.pth")
     torch.save({"epoch": 3, "state_dict_backbone": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "checkpoint.pt")
     wanted = by_torch(net, pictures(side=16))
+    monkeypatch.setattr(base, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
     for name in ("backbone.pth", "checkpoint.pt"):
         embedder = load_embedder(tmp_path / name, CPU)
         assert (embedder.name, embedder.input_px, embedder.dim, embedder.kind) == ("iresnet18", 16, DIM, "torch")

@@ -4,7 +4,7 @@ VENV ?= .venv
 FAISS ?= cpu
 RUN ?= demo
 
-.PHONY: demo test lint env test-env clean
+.PHONY: demo test lint env test-env pictures clean
 
 demo: env  ## render a crawl with planted noise, purify it, print the score and where the audit page is
 	$(VENV)/bin/purify demo $(RUN)
@@ -30,6 +30,10 @@ $(VENV)/.installed-test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(FAISS),dev]"
 	touch $@ $(VENV)/.installed
+
+pictures: test-env  ## the demo, and the pictures of the docs from it; needs Chromium
+	$(VENV)/bin/purify demo $(RUN)
+	$(VENV)/bin/python docs/pictures.py $(RUN)/run
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -179,6 +179,12 @@ def test_near_duplicates_are_told_together_and_a_set_of_one_is_none(tmp_path: Pa
     assert all(pair is None for key, pair in pairs.items() if key not in {key_of(planted, 0), key_of(planted, 7)})
 
 
+def test_the_nearest_the_farthest_and_even_steps_between_are_shown(tmp_path: Path) -> None:
+    planted = [Planted(identity="A", angle_deg=30.0 + 7 * number % 9) for number in range(9)]
+    audit(write_run(tmp_path / "run", planted), tmp_path / "audit", faces=3, with_inversion=False)
+    assert [face["angle"] for face in person(tmp_path / "audit", "A", ["A"])["faces"]] == [30.0, 34.0, 38.0]
+
+
 def test_sums_on_the_page_add_up(run: Path, tmp_path: Path) -> None:
     _, page, html = audit(run, tmp_path / "audit")
     assert "19 crawl items" in page.words

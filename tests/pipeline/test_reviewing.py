@@ -73,6 +73,11 @@ def test_what_a_person_decided_is_not_asked(run: Path) -> None:
     assert key(7) not in {case["sample"] for case in Desk(run).next("Ann", most=99)}
 
 
+def test_behind_what_was_decided_the_next_cases_are_found(run: Path) -> None:
+    found = [case.sample_id for case in find_cases(run, {key(7), key(8)}, most=1) if case.kind == "cut"]
+    assert found == [key(6)]
+
+
 def test_no_manifest_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="purify run"):
         open_review(tmp_path, title="t")

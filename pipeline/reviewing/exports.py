@@ -82,19 +82,18 @@ def _task(row: dict[str, Any], crop: bytes) -> dict[str, Any]:
     def choice(verdict: str) -> list[dict[str, Any]]:
         return [{"from_name": "verdict", "to_name": "image", "type": "choices", "value": {"choices": [verdict]}}]
 
+    said_by_rule, noise = row["rule_verdict"] or row["verdict"], row["noise_probability"]
+    sure = None if noise is None else 1 - noise if said_by_rule == "keep" else noise
     task: dict[str, Any] = {
         "data": {
             "image": "data:image/jpeg;base64," + base64.b64encode(crop).decode(),
             **{name: row[name] for name in ("sample_id", "identity", "angle_deg", "noise_probability", "other_identity")},
         },
-        "predictions": [
-            {"model_version": "purify", "score": row["noise_probability"], "result": choice(row["rule_verdict"] or row["verdict"])}
-        ],
+        "predictions": [{"model_version": "purify", "score": sure, "result": choice(said_by_rule)}],
     }
     if row["said"] is not None:
-        task["annotations"] = [
-            {"completed_by": {"email": "", "first_name": row["said_by"], "last_name": ""}, "result": choice(row["said"])}
-        ]
+        task["data"]["decided_by"] = row["said_by"]
+        task["annotations"] = [{"result": choice(row["said"])}]
     return task
 
 

@@ -345,6 +345,8 @@ def test_decisions_as_files_with_what_the_rule_said(run: Path) -> None:
     assert len(tasks) == 5
     said = {task["data"]["sample_id"]: task["annotations"][0]["result"][0]["value"]["choices"] for task in tasks if "annotations" in task}
     assert said == {key(9): ["relabel"], key(0): ["drop"]}
+    sure = {task["data"]["sample_id"]: (task["predictions"][0]["score"], task["data"]["noise_probability"]) for task in tasks}
+    assert sure[key(9)][0] == pytest.approx(sure[key(9)][1]) and sure[key(0)][0] == pytest.approx(1 - sure[key(0)][1])
     assert all(task["data"]["image"].startswith("data:image/jpeg;base64,/9j/") for task in tasks)
 
 

@@ -16,7 +16,7 @@ from pipeline import shards, tables
 from pipeline.config import Config, as_dict
 from pipeline.decisions import digest
 from pipeline.duck import fetch, literal
-from pipeline.errors import BadCrawl
+from pipeline.errors import BadConfig, BadCrawl
 from pipeline.fit import WORK, Job, fit
 from pipeline.models import load_tensors, pick_device
 from pipeline.ranks import launch, machines, process_count
@@ -36,6 +36,10 @@ def train(
     Raises BadCrawl when fewer than two identities have `train.min_samples` samples; BadCheckpoint when `train.init` does not fit; TrainingFailed when
     the loss is not finite, or a process of several ends. What was trained up to the last checkpoint is gone on with by the next attempt.
     """
+    if config.train.compile and config.train.recompute:
+        raise BadConfig(
+            "train.compile and train.recompute exclude each other: torch cannot trace what is computed twice. Set one of them to false."
+        )
     settings = {name: value for name, value in as_dict(config.train).items() if name not in _CHANGES_NO_RESULT}
     inputs = {"raw": mark_of(raw), "noise": mark_of(noise) if noise else "none", "decisions": digest(decisions)}
     if config.train.init is not None:

@@ -38,6 +38,7 @@ class LoopOptions:
     recompute: bool = False
     """Activation checkpointing of the backbone's blocks."""
     compile: bool = False
+    """torch.compile; not together with `recompute`, which it cannot trace."""
     average_decay: float | None = None
     """Of the moving average of the backbone's weights, where the state has one."""
     sync_batchnorm: bool = True
@@ -74,12 +75,14 @@ def training_steps(
     """Trains `state` in place, one step per batch (uint8 [B, 3, H, W], int64 class indices [B]: this process's share of the global batch).
 
     Each image is mirrored with probability 1/2. All chance, dropout too, is drawn from (seed, step), so torch's global generator is seeded at every step.
-    `learning_rate` is asked for steps counted from 0. Raises ValueError for a batch too small for BatchNorm, and Diverged when loss or gradient are not finite:
-    the state is of no use then.
+    `learning_rate` is asked for steps counted from 0. Raises ValueError for a batch too small for BatchNorm and for options that exclude each other, and
+    Diverged when loss or gradient are not finite: the state is of no use then.
     """
     rank, ranks = rank_and_ranks()
     if state.head.ranks != ranks:
         raise ValueError(f"The head is spread over {state.head.ranks} processes, and there are {ranks}. Make it with their process group.")
+    if options.compile and options.recompute:
+        raise ValueError("Compiling and recomputing exclude each other. Leave one out.")
     backbone = _prepared(state.backbone, device, options)
     state.backbone.train()
     state.head.train()

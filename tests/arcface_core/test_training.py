@@ -125,6 +125,18 @@ def test_recomputed_blocks_change_neither_losses_nor_running_statistics() -> Non
     assert all(torch.equal(tensor, got[name]) for name, tensor in wanted.items())
 
 
+def test_a_compiled_backbone_trains_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by torch.compile, and run as it is: generating code takes half a minute, and is torch's."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
+    plain, traced = fresh(), fresh()
+    losses = [[one.loss for one in steps(plain, 0, 2)], [one.loss for one in steps(traced, 0, 2, compile=True)]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert torch.allclose(traced.head.weight, plain.head.weight, atol=1e-6)
+    with pytest.raises(ValueError, match="exclude each other"):
+        steps(fresh(), 0, 1, compile=True, recompute=True)
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_learns_too(precision: torch.dtype) -> None:
     seen = steps(fresh(), 0, 25, precision=precision)

@@ -256,6 +256,17 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         process_count(config("train.processes=8"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_gpu_fed_by_loader_processes_has_the_losses_of_the_processor(raw: Path, tmp_path: Path, precision: str) -> None:
+    options = ["train.cache_bytes=0", "train.learning_rate=0.01", "train.processes=1"]
+    train(raw, tmp_path / "cpu", config("device=cpu", *options))
+    train(raw, tmp_path / "gpu", config("device=cuda", f"train.precision={precision}", *options))
+    alone, fed = (pq.read_table(tmp_path / name / "metrics.parquet")["loss"].to_pylist() for name in ("cpu", "gpu"))
+    assert fed == pytest.approx(alone, rel=1e-3 if precision == "float32" else 0.1)
+
+
 def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision_of("auto", torch.device("cpu")) is None and precision_of("bfloat16", torch.device("cpu")) is torch.bfloat16
     for has, wanted in ((True, torch.bfloat16), (False, torch.float16)):
@@ -266,5 +277,7 @@ def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_to_train_on_is_said(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(BadCrawl, match=r"0 identities have 100 or more samples"):
         train(raw, tmp_path / "t", config("train.min_samples=100"))
+    with pytest.raises(BadConfig, match=r"train\.compile and train\.recompute exclude each other"):
+        train(raw, tmp_path / "t", config("train.compile=true", "train.recompute=true"))
     with pytest.raises(BadConfig, match="There is no device 'gpu0'"):
         pick_device("gpu0")

@@ -30,6 +30,7 @@ def examine(item: Item, config: IngestConfig) -> list[Finding]:
         "source_uri": item.source_uri,
         "source_url": item.source_url,
         "caption": item.caption,
+        "license": item.license,
         "is_gone": False,
     }
     if item.content:

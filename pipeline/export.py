@@ -25,7 +25,7 @@ from pipeline.proven import proven_crops
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, read, run_stage, write_json
 
 VERSION = 2
-CLEAN_VERSION = 3
+CLEAN_VERSION = 4
 
 
 def write_manifest(
@@ -226,7 +226,7 @@ def export_shard(part: _CleanPart) -> int:
         rows = fetch(
             db,
             """SELECT m.sample_id, m.clean_identity AS identity, m.identity AS crawled_identity, m.angle_deg, m.noise_probability, m.quality,
-                      m.source_uri, m.source_url, m.shard, i.crop_offset, i.crop_size, c.class_index
+                      m.source_uri, m.source_url, m.license, m.shard, i.crop_offset, i.crop_size, c.class_index
                FROM read_parquet($parts, filename = true, file_row_number = true) m
                JOIN read_parquet($twins) i ON i.source_uri = m.source_uri
                JOIN read_parquet($classes) c ON c.identity = m.clean_identity

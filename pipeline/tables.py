@@ -71,6 +71,11 @@ _ITEM_FIELDS = [
     ),
     _field("source_url", pa.string(), "where the crawler says that it found the picture"),
     _field("caption", pa.string(), "what stood beside the picture, as crawled"),
+    _field(
+        "license",
+        pa.string(),
+        "the terms of the picture as the crawl gives them, a name, a URL or a text; nobody looked whether they are true",
+    ),
     _field("face_number", pa.int16(), "number of the face in its picture, from 1, best first; null when no detector was asked"),
     _field("face_score", pa.float32(), "how sure the detector is", unit="0..1", direction="higher is surer"),
     _field("face_x_px", pa.float32(), "left edge of the face's box", unit="pixels of the upright picture"),
@@ -88,7 +93,7 @@ _ITEM_FIELDS = [
     _field("is_gone", pa.bool_(), "true when the item was ingested earlier and is no longer in the crawl"),
 ]
 
-FREE_TEXTS = ("status_detail", "note", "source_url", "caption")
+FREE_TEXTS = ("status_detail", "note", "source_url", "caption", "license")
 """Columns of an item in which anything may stand, other people's names too."""
 
 ITEMS = _schema(
@@ -275,6 +280,7 @@ CLEAN = _schema(
         _field("quality", pa.float32(), "norm of the feature", direction="higher is better"),
         _field("source_uri", pa.string(), "where the item stands in the crawl; unique", nullable=False),
         _field("source_url", pa.string(), "where the crawler says that it found the picture"),
+        _field("license", pa.string(), "the terms of the picture as the crawl gives them"),
         _field("crop_offset", pa.int64(), "where the crop's bytes begin in the tar", unit="bytes", nullable=False),
         _field("crop_size", pa.int32(), "length of the crop's bytes", unit="bytes", nullable=False),
     ],

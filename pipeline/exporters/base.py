@@ -16,7 +16,7 @@ from pipeline.receipts import Progress
 from pipeline.stores import upload
 
 Crops = Sequence[memoryview]
-_CARRIED = ("crawled_identity", "angle_deg", "noise_probability", "quality", "source_uri", "source_url")
+_CARRIED = ("crawled_identity", "angle_deg", "noise_probability", "quality", "source_uri", "source_url", "license")
 FACTS = pa.schema([*(tables.CLEAN.field(name) for name in ("sample_id", "identity")), tables.CLASSES.field("class_index"),
                    *(tables.CLEAN.field(name) for name in _CARRIED)])  # fmt: skip
 """What every form tells of a sample beside its picture."""

@@ -11,7 +11,7 @@ from pipeline.shards import ShardWriter, json_bytes
 
 ABOUT = "tars of .jpg, .cls and .json that bare WebDataset reads, each with a Parquet twin"
 SAMPLE_BYTES = "(size + 511) // 512 * 512 + 2560 + 120"
-_TOLD = ("identity", "crawled_identity", "sample_id", "source_uri", "source_url")
+_TOLD = ("identity", "crawled_identity", "sample_id", "source_uri", "source_url", "license")
 _TWIN = pa.schema([*FACTS, tables.CLEAN.field("crop_offset"), tables.CLEAN.field("crop_size")])
 
 

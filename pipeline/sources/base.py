@@ -4,7 +4,7 @@ import errno
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Item:
     """Five points as the crawl gives them, unchecked."""
     source_url: str | None = None
     caption: str | None = None
+    license: str | None = None
+    """As the crawl gives it."""
     problem: Problem | None = None
 
 
@@ -153,6 +155,15 @@ def unreadable(error: OSError) -> Problem:
     if error.errno == errno.ELOOP:
         return "unreadable", "a link, which is not followed"
     return "unreadable", error.strerror or str(error) or type(error).__name__
+
+
+LICENSE = ("license", "licence")
+"""Columns and keys in which crawlers put the terms of a picture."""
+
+
+def license_of(*facts: Mapping[str, Any]) -> str | None:
+    """The terms of a picture from what stands beside it; the first that says something."""
+    return next((text for one in facts for name in LICENSE if (text := text_or_none(one.get(name)))), None)
 
 
 def text_or_none(value: object) -> str | None:

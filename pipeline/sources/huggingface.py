@@ -23,7 +23,7 @@ from pipeline.duck import literal
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
 from pipeline.sources import file_plan, table
-from pipeline.sources.base import Item, Listing, Problem, bad_key, named, unreadable, uri_text
+from pipeline.sources.base import Item, Listing, Problem, bad_key, license_of, named, unreadable, uri_text
 
 _SPLITS = frozenset("train training test testing validation valid val dev eval evaluation".split())
 _METADATA = ("metadata.csv", "metadata.jsonl")
@@ -82,7 +82,15 @@ def read_slice(crawl: str, plan: Path, number: int, config: IngestConfig) -> Ite
                 content = places.read_file(places.join(crawl, name), config, size=file.size)
             except OSError as error:
                 problem = unreadable(error)
-        yield Item(uri_text(name), identity, content, source_url=facts.get("url"), caption=facts.get("caption"), problem=problem)
+        yield Item(
+            uri_text(name),
+            identity,
+            content,
+            source_url=facts.get("url"),
+            caption=facts.get("caption"),
+            license=facts.get("license"),
+            problem=problem,
+        )
 
 
 def count_identities(plan: Path, config: IngestConfig) -> dict[str, int]:
@@ -137,7 +145,7 @@ def _lines(crawl: str, path: str, config: IngestConfig) -> Iterator[tuple[bytes,
         for row in table.text_rows(place, config):
             file = row.get("file_name")
             name = next((row[key] for key in (config.identity_key, *_LABELS) if row.get(key)), None)
-            about = {"identity": name, "caption": row.get("caption") or row.get("text"), "url": row.get("url")}
+            about = {"identity": name, "caption": row.get("caption") or row.get("text"), "url": row.get("url"), "license": license_of(row)}
             yield os.fsencode(f"{folder}/{file}" if folder and file else file or f"{path}#"), json.dumps(about)
     except (OSError, csv.Error) as error:
         raise BadCrawl(f"{place} cannot be read: {error}. Mend it, or take it out of the crawl.") from error

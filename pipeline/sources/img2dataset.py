@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.looks import Look
-from pipeline.sources.base import Item, Listing, Problem, digest_of, named, text_or_none, unreadable, uri_text
+from pipeline.sources.base import LICENSE, Item, Listing, Problem, digest_of, license_of, named, text_or_none, unreadable, uri_text
 from pipeline.sources.tar_pictures import TarPicture, facts_of, list_tars, read_pictures, tar_of, write_tars
 
-_COLUMNS = ("key", "status", "error_message", "url", "caption")
+_COLUMNS = ("key", "status", "error_message", "url", "caption", *LICENSE)
 
 
 def recognises(look: Look) -> bool:
@@ -69,6 +69,7 @@ def read_slice(crawl: str, plan: Path, number: int, config: IngestConfig) -> Ite
             identity,
             source_url=text_or_none(line.get("url")),
             caption=text_or_none(line.get("caption")),
+            license=license_of(line),
             problem=failure(line) or ("unreadable", "downloaded, says the Parquet twin, but not in the tar"),
         )
 
@@ -104,6 +105,7 @@ def _item(found: TarPicture, line: dict[str, Any] | None, config: IngestConfig) 
         landmarks=facts.get("landmarks"),
         source_url=text_or_none(url),
         caption=text_or_none(caption),
+        license=license_of(line, facts),
         problem=found.problem or problem,
     )
 

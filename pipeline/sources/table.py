@@ -22,7 +22,7 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
-from pipeline.sources.base import Item, Listing, Problem, bad_key, digest_of, named, text_or_none, unreadable, uri_text
+from pipeline.sources.base import LICENSE, Item, Listing, Problem, bad_key, digest_of, named, text_or_none, unreadable, uri_text
 from pipeline.sources.img2dataset import failure
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
@@ -47,6 +47,7 @@ class Columns:
     landmarks: str | None = None
     status: str | None = None
     error: str | None = None
+    license: str | None = None
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for name in asdict(self).values() if name))
@@ -162,6 +163,7 @@ def _item(uri: str, values: dict[str, Any], columns: Columns, names: list[str] |
         landmarks=_landmarks(values.get(columns.landmarks or "")),
         source_url=text_or_none(values.get(columns.url or "")) or source,
         caption=text_or_none(values.get(columns.caption or "")),
+        license=text_or_none(values.get(columns.license or "")),
         problem=failed or problem,
     )
 
@@ -313,6 +315,7 @@ def columns_of(names: list[str], place: str, config: IngestConfig, identity: str
         others.get("landmarks"),
         others.get("status"),
         "error_message" if "error_message" in names else None,
+        next((name for name in LICENSE if name in names), None),
     )
 
 

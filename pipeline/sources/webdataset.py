@@ -7,7 +7,7 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
-from pipeline.sources.base import PICTURES, Item, Listing, named, text_or_none
+from pipeline.sources.base import PICTURES, Item, Listing, license_of, named, text_or_none
 from pipeline.sources.tar_pictures import SUFFIXES, TarPicture, facts_of, list_tars, read_pictures, tar_of
 
 
@@ -53,5 +53,6 @@ def _item(found: TarPicture, config: IngestConfig) -> Item:
         landmarks=facts.get("landmarks"),
         source_url=text_or_none(facts.get("url")),
         caption=text_or_none(facts.get("caption")),
+        license=license_of(facts),
         problem=found.problem or problem,
     )

@@ -33,6 +33,7 @@ class Planted:
     other_identity: str | None = None
     other_angle_deg: float | None = None
     duplicate_set: str | None = None
+    license: str | None = None
     near_duplicate_set: str | None = None
     near_duplicate_of: int | None = None
     """Position of the item that stands for this one."""
@@ -132,6 +133,7 @@ def _write_shard(layout: RunLayout, number: str, first: int, planted: list[Plant
                 "status": item.status,
                 "status_detail": None if item.status == "ok" else "planted",
                 "duplicate_set": item.duplicate_set,
+                "license": item.license,
                 "near_duplicate_set": item.near_duplicate_set,
             }
             items.append(base | {"crop_offset": offset, "crop_size": len(content) if item.status == "ok" else None})

@@ -5,7 +5,7 @@
    Each in processes of its own, which take turns; a first, untimed pass; the peak is the process's VmHWM, interpreter and torch included.
 2. GPU, where there is one, bfloat16: `ours` for K = 1 and 3, beside the arithmetic of insightface's partial_fc_v2 (normalised copies of the weights, all
    logits at once, then float32) re-implemented for any K; peak memory; share of the rate of a large matrix product; and how large C x K may be.
-Run: python benchmarks/head.py [--classes 50000 200000] [--batch 128] [--dim 512] [--subcenters 3] [--rounds 3] [--repeats 3] [--gpu-classes 100000 1000000]
+Run: python benchmarks/head.py [--classes 50000 200000] [--batch 128] [--dim 512] [--subcenters 3] [--rounds 3] [--repeats 3] [--busy] [--gpu-classes 100000 1000000]
 """
 
 import argparse
@@ -80,30 +80,32 @@ def method(name: str, classes: int, batch: int, dim: int, subcenters: int) -> Pa
     return loss_and_gradients(lambda: head(features, index), features, weight)
 
 
-def one(name: str, classes: int, batch: int, dim: int, subcenters: int, repeats: int) -> None:
+def one(name: str, classes: int, batch: int, dim: int, subcenters: int, repeats: int, clock: Callable[[], float]) -> None:
     """In a process of its own: prints seconds, peak memory and loss."""
     work = method(name, classes, batch, dim, subcenters)
     loss, seconds = work(), []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = clock()
         work()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(
         json.dumps({"seconds": seconds, "peak_gb": int(status["VmHWM"].split()[0]) / 2**20, "loss": None if loss is None else float(loss)})
     )
 
 
-def on_cpu(classes: int, batch: int, dim: int, subcenters: int, rounds: int, repeats: int) -> None:
+def on_cpu(classes: int, batch: int, dim: int, subcenters: int, rounds: int, repeats: int, *, is_busy: bool) -> None:
     print(f"\nForward + backward, B = {batch}, D = {dim}, K = {subcenters}, C = {classes:,}, float32, {torch.get_num_threads()} threads")
-    print("\n| | median s | least, most | x products | peak GB | x pml's peak |\n|---|---|---|---|---|---|")
+    print(
+        f"\n| | median {'processor ' if is_busy else ''}s | least, most | x products | peak GB | x pml's peak |\n|---|---|---|---|---|---|"
+    )
     told: dict[str, list[dict[str, object]]] = {name: [] for name in METHODS}
     if importlib.util.find_spec("pytorch_metric_learning") is None:
         del told["pml"]
     for _ in range(rounds):
         for name in told:
             sizes = ["--classes", str(classes), "--batch", str(batch), "--dim", str(dim), "--subcenters", str(subcenters)]
-            command = [sys.executable, __file__, "--one", name, *sizes, "--repeats", str(repeats)]
+            command = [sys.executable, __file__, "--one", name, *sizes, "--repeats", str(repeats), *(["--busy"] if is_busy else [])]
             told[name].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
     seconds = {name: [value for run in runs for value in run["seconds"]] for name, runs in told.items()}  # type: ignore[attr-defined]
     peak = {name: max(float(str(run["peak_gb"])) for run in runs) for name, runs in told.items()}
@@ -212,14 +214,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each process")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of each process")
     parser.add_argument("--gpu-classes", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="count processor seconds, for a machine that does other work: use one thread (OMP_NUM_THREADS=1)",
+    )
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        one(args.one, args.classes[0], args.batch, args.dim, args.subcenters, args.repeats)
+        one(
+            args.one,
+            args.classes[0],
+            args.batch,
+            args.dim,
+            args.subcenters,
+            args.repeats,
+            time.process_time if args.busy else time.perf_counter,
+        )
         return
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     for classes in args.classes:
-        on_cpu(classes, args.batch, args.dim, args.subcenters, args.rounds, args.repeats)
+        on_cpu(classes, args.batch, args.dim, args.subcenters, args.rounds, args.repeats, is_busy=args.busy)
     on_gpu(args.gpu_classes, args.batch, args.dim, max(10, args.repeats))
 
 

@@ -90,7 +90,7 @@ def told(alone: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dic
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(400)
     assert [process.exitcode for process in processes] == [0] * 4
     return {ranks: [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)] for ranks in (2, 4)}
 

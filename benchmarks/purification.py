@@ -12,16 +12,13 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from arcface_core.angles import rowwise_cosine
 from arcface_core.protocols.verification import auroc, kfold_accuracy
-from pipeline import tables
+from pipeline.ceiling import train_on_truth
 from pipeline.config import Config, load
 from pipeline.duck import every, fetch, literal
 from pipeline.embed import embed, features_of
@@ -30,10 +27,10 @@ from pipeline.export import write_manifest
 from pipeline.ingest import ingest
 from pipeline.isolate import isolate
 from pipeline.layout import RunLayout
+from pipeline.metrics import gap_recovered
 from pipeline.models import pick_device
-from pipeline.receipts import Receipt, run_stage
+from pipeline.receipts import Receipt
 from pipeline.score import score
-from pipeline.shards import shard_stems
 from pipeline.synthetic import SyntheticCrawl, write_folder, write_verification_pairs
 from pipeline.train import train
 from pipeline.verification_bin import read_bin
@@ -54,21 +51,6 @@ def unseen_accuracy(trained: Path, pairs: Path, device: torch.device) -> float:
     return float(kfold_accuracy(rowwise_cosine(vectors[0::2], vectors[1::2]), torch.tensor(same)).mean)
 
 
-def true_keep(raw: Path, truth: Path, out: Path) -> Path:
-    """A noise folder that keeps exactly the samples whose claimed identity is true: what perfect purification would keep."""
-
-    def work(folder: Path) -> dict[str, Any]:
-        is_noise = {row["item"]: row["is_noise"] for row in pq.read_table(truth, columns=["item", "is_noise"]).to_pylist()}
-        for stem in shard_stems(raw):
-            rows = pq.read_table(raw / f"{stem}.parquet", filters=[("status", "=", "ok")]).to_pylist()
-            judged = [row | {"verdict": "drop" if is_noise[row["source_uri"]] else "keep", "reason": "truth"} for row in rows]
-            table = pa.Table.from_pylist([{name: row.get(name) for name in tables.NOISE.names} for row in judged], schema=tables.NOISE)
-            pq.write_table(table, folder / f"{stem}.parquet")
-        return {}
-
-    return run_stage(out, stage="isolate", mark="1" * 64, work=work) and out
-
-
 def one_seed(root: Path, settings: SyntheticCrawl, config: Config) -> dict[str, float]:
     write_folder(settings, root / "crawl", root / "truth.parquet", workers=0)
     write_verification_pairs(settings, root / "unseen.bin", pairs=2000)
@@ -87,8 +69,7 @@ def one_seed(root: Path, settings: SyntheticCrawl, config: Config) -> dict[str, 
     train(run.raw, single.train, plain)
     embed(run.raw, single.train, single.embeddings, plain)
     isolate(run.raw, single.train, single.embeddings, single.noise, plain)
-    ceiling = RunLayout(root / "ceiling").round(1)
-    train(run.raw, ceiling.train, config, noise=true_keep(run.raw, truth, root / "true-keep"))
+    ceiling = train_on_truth(run, truth, root / "ceiling", config)
     found = score(run.root, truth)
     rows = {
         "AUROC of the angle, round 1, K = 3": angle_auroc(run.round(1).noise, truth),
@@ -102,10 +83,10 @@ def one_seed(root: Path, settings: SyntheticCrawl, config: Config) -> dict[str, 
         "unseen people, K = 1 on the noisy crawl": unseen_accuracy(single.train, root / "unseen.bin", device),
         "unseen people, K = 3 on the noisy crawl": unseen_accuracy(run.round(1).train, root / "unseen.bin", device),
         "unseen people, K = 1 on what was kept": unseen_accuracy(run.round(2).train, root / "unseen.bin", device),
-        "unseen people, K = 1 on the true labels": unseen_accuracy(ceiling.train, root / "unseen.bin", device),
+        "unseen people, K = 1 on the true labels": unseen_accuracy(ceiling, root / "unseen.bin", device),
     }
     noisy, purified, true = (rows[f"unseen people, K = 1 on {what}"] for what in ("the noisy crawl", "what was kept", "the true labels"))
-    rows["share of the gap recovered"] = (purified - noisy) / (true - noisy)
+    rows["share of the gap recovered"] = gap_recovered(noisy, purified, true) or 0.0
     return rows | {f"seconds, {name}": receipt.seconds for name, receipt in receipts.items()}
 
 

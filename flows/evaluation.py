@@ -21,6 +21,7 @@ def add_to(app: App) -> None:
     """Put these commands into the program."""
     app.command(evaluate)
     app.command(make_pairs)
+    app.command(gap)
 
 
 def evaluate(
@@ -69,6 +70,54 @@ def evaluate(
     if ceiling is not None:
         _show_gap(metrics, [one.name for one in models])
     _out.print(f"\nTables and curves: {out}", highlight=False, soft_wrap=True)
+
+
+def gap(
+    run: Path,
+    truth: Path,
+    out: Path,
+    *,
+    protocol: Annotated[
+        list[str] | None, Parameter(negative="", help="NAME=PATH, as for evaluate; the .bin files of the run's evaluate.bins without it.")
+    ] = None,
+) -> None:
+    """What share of the gap between noisy and true labels did purification close? Trains a backbone on the truth of a synthetic run, and measures all three.
+
+    Parameters
+    ----------
+    run:
+        The folder of a finished run of two rounds or more.
+    truth:
+        The truth table of its crawl, as `purify synthesize` and `purify demo` write it.
+    out:
+        Where the training and the evaluation go.
+    """
+    from flows.progress import shown
+    from pipeline.ceiling import train_on_truth
+    from pipeline.config import validate
+    from pipeline.embedders import load_embedder
+    from pipeline.evaluation import Choices, Model, evaluate_models, open_sets
+    from pipeline.layout import RunLayout
+    from pipeline.models import pick_device
+    from pipeline.run_folder import read_record
+
+    layout = RunLayout(run)
+    config = validate(read_record(layout)["config"])
+    wanted = _named(protocol) if protocol else {Path(name).stem: Path(name) for name in config.evaluate.bins}
+    if config.rounds < 2 or not wanted:
+        raise BadConfig(
+            f"{run} has {config.rounds} rounds and {len(wanted)} evaluation sets: two rounds and a set (--protocol) are wanted."
+        )
+    sets = open_sets(wanted, Choices())
+    with shown("train on the truth") as progress:
+        ceiling = train_on_truth(layout, truth, out, config, progress=progress)
+    device = pick_device(config.device)
+    rounds = (1, config.rounds)
+    models = [Model(f"round-{number}", load_embedder(layout.round(number).train, device)) for number in rounds]
+    models.append(Model("truth", load_embedder(ceiling, device)))
+    metrics, compared = evaluate_models(models, sets, out / "evaluation", Choices())
+    _show(metrics, compared, [one.name for one in models])
+    _show_gap(metrics, [one.name for one in models])
 
 
 def make_pairs(

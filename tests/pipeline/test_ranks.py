@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch import distributed as dist
 
-from pipeline.config import Config, load
-from pipeline.errors import BadConfig, TrainingFailed
+from pipeline.config import Config, as_dict, load
+from pipeline.errors import BadCheckpoint, BadConfig, TrainingFailed
+from pipeline.fit import Job, fit
 from pipeline.follow import follow
 from pipeline.ingest import ingest
-from pipeline.train import train
+from pipeline.ranks import _what_went_wrong, job_file, main
+from pipeline.receipts import write_json
+from pipeline.train import _select, train
 
 SMALL = ["train.epochs=2", "train.input_px=16", "train.embedding_dim=16", "train.batch_size=16", "train.checkpoint_steps=2"]
 
@@ -96,9 +101,24 @@ def test_no_process_outlives_a_stage_that_was_killed(raw: Path, tmp_path: Path) 
     assert not processes_of(tmp_path)
 
 
-def test_what_a_process_refuses_is_raised_by_the_stage(raw: Path, tmp_path: Path) -> None:
+def test_what_a_process_refuses_is_raised_by_the_stage(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process, played by this one, leaves its error beside the job; the stage raises it."""
+    job = Job(raw, tmp_path, config("train.init=nowhere.pt"), 3)
+    _select(raw, None, None, tmp_path, job.selection, job.config)
+    told = {"raw": str(raw), "folder": str(tmp_path), "config": as_dict(job.config), "subcenters": 3}
+    write_json(job_file(tmp_path), told)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pipeline.ranks._end_with_the_stage", lambda: None)
+    try:
+        with pytest.raises(SystemExit):
+            main(job_file(tmp_path))
+    finally:
+        dist.destroy_process_group()
+    raised = _what_went_wrong(job, tmp_path / "ranks.log")
+    assert isinstance(raised, BadCheckpoint) and "There are no weights at nowhere.pt" in str(raised)
     with pytest.raises(BadConfig, match="A batch of 15 samples cannot be shared by 2 processes"):
-        train(raw, tmp_path / "t", config("train.processes=2", "train.batch_size=15"))
+        fit(Job(raw, tmp_path, config("train.batch_size=15"), 3), torch.device("cpu"), ranks=2)
 
 
 def test_two_machines(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

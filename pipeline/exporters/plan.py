@@ -21,6 +21,8 @@ from pipeline.receipts import atomic, write_json
 SPLITS = ("train", "val")
 RECORD_BYTES = 32
 """Bytes of a record of `recordio` but its picture: two words and the image header."""
+_MEMORY = "1GB"
+"""For DuckDB; beyond, it sorts on the disk."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def make_plan(clean: Path, folder: Path, wanted: Wanted, exporter: Exporter) -> 
     folder.mkdir(parents=True, exist_ok=True)
     with duckdb.connect() as db:
         db.execute("SET temp_directory = ?", [str(folder / "spill")])
+        db.execute("SET memory_limit = ?", [_MEMORY])
         twins = every(clean, "clean-*.parquet")
         found = fetch(
             db, "SELECT identity, count(*) AS samples FROM read_parquet($twins) GROUP BY identity ORDER BY identity", {"twins": twins}

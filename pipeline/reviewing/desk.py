@@ -21,6 +21,7 @@ from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.pages.text import reason_in_words, visible
 from pipeline.reviewing.cases import Case, asked_again, find_cases, state_of
+from pipeline.reviewing.standing import Standing
 from pipeline.run_folder import require_whole
 from pipeline.shards import CropReader
 
@@ -57,16 +58,22 @@ class Desk:
     run: Path
     clock: Callable[[], float] = time.monotonic
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _decided: Standing = field(init=False)
     _cases: list[Case] = field(default_factory=list)
     _by_key: dict[str, Case] = field(default_factory=dict)
-    _standing: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _files: frozenset[str] | None = None
     _held: dict[str, tuple[str, float]] = field(default_factory=dict)
     _skipped: dict[str, set[str]] = field(default_factory=dict)
     _state: tuple[int, ...] = ()
     _places: OrderedDict[str, _Place] = field(default_factory=OrderedDict)
     _told: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
     _faces_of: OrderedDict[str, list[dict[str, Any]]] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self._decided = Standing(RunLayout(self.run).decisions)
+
+    @property
+    def _standing(self) -> dict[str, dict[str, Any]]:
+        return self._decided.rows
 
     def next(self, reviewer: str, most: int = 2) -> list[dict[str, Any]]:
         """The case the reviewer is to answer, and those that will follow. Asked again before an answer, it is the same one."""
@@ -210,10 +217,7 @@ class Desk:
             self._state = state
             for remembered in (self._cases, self._places, self._told, self._faces_of):
                 remembered.clear()
-        files = frozenset(path.name for path in layout.decisions.glob("*.parquet"))
-        if files != self._files:
-            self._standing = {row["sample_id"]: row for row in decisions.read_standing(self.run).to_pylist()}
-            self._files = files
+        self._decided.refresh()
 
     def _merge(self, case: Case, verdict: str, note: str) -> list[dict[str, Any]]:
         """Rows of a merge: everything that goes by the one name now goes by the other. Of `apart`: the faces that were seen stay."""

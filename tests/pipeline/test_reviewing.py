@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from pipeline.reviewing import exports
 from pipeline.reviewing.cases import find_cases
 from pipeline.reviewing.desk import Desk, require_reviewer
 from pipeline.reviewing.server import open_review
+from pipeline.reviewing.standing import Standing
 from tests.pipeline.fake_run import Planted, crop, key_of, write_run
 from tests.pipeline.reviewed import ANN, BOB, IMG, OVERRIDE, PLANTED, request, reviewable, served
 
@@ -172,6 +174,23 @@ def test_a_decision_made_elsewhere_is_seen(run: Path) -> None:
     case = desk.next("Ann")[0]
     decisions.decide(run, [{"sample_id": case["sample"], "verdict": "drop"}], by="Eve")
     assert desk.next("Ann")[0]["key"] != case["key"] and desk.progress("Ann") | {"waiting": 0} == {"mine": 0, "others": 1, "waiting": 0}
+
+
+def test_what_stands_is_what_all_files_say(run: Path) -> None:
+    """Against `read_standing`, which reads everything: thirty random acts of three people, and a file that `purify forget` took away."""
+    random, stands = Random(0), Standing(RunLayout(run).decisions)
+    for _ in range(30):
+        by, some = random.choice(["Ann", "Bob", "Eve"]), random.sample(range(14), random.randint(1, 3))
+        if random.random() < 0.35 and (standing(run)):
+            decisions.undo(run, random.sample(sorted(standing(run)), 1), by=by)
+        else:
+            decisions.decide(run, [{"sample_id": key(one), "verdict": random.choice(["keep", "drop"])} for one in some], by=by)
+        if random.random() < 0.5:
+            stands.refresh()
+            assert stands.rows == {row["sample_id"]: row for row in decisions.read_standing(run).to_pylist()}
+    sorted(RunLayout(run).decisions.glob("*.parquet"))[3].unlink()
+    stands.refresh()
+    assert stands.rows == {row["sample_id"]: row for row in decisions.read_standing(run).to_pylist()}
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 81, "a\nb", "abc\u202ecba", "a\x00"])

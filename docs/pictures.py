@@ -39,14 +39,30 @@ def reviewed(run: Path) -> Iterator[str]:
         thread.join(20)
 
 
-def take(browser: Browser, name: str, *, height: int | None = None) -> None:
-    """The whole page as docs/<name>, cut at `height` pixels, in 256 colours so that it stays small."""
+def take(browser: Browser, name: str, *bands: tuple[int, int]) -> None:
+    """The whole page as docs/<name>, or those bands of it (top, bottom) one below the other, in 256 colours so that it stays small."""
     path = DOCS / name
     browser.picture(path, whole=True)
     with Image.open(path) as picture:
-        cut = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, height or picture.height)))
-    cut.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
-    print(f"{path}: {cut.width} x {cut.height}, {path.stat().st_size / 1000:.0f} kB")
+        whole = picture.convert("RGB")
+    spans = [(top, min(bottom, whole.height)) for top, bottom in bands] or [(0, whole.height)]
+    made = Image.new("RGB", (whole.width, sum(bottom - top for top, bottom in spans)))
+    at = 0
+    for top, bottom in spans:
+        made.paste(whole.crop((0, top, whole.width, bottom)), (0, at))
+        at += bottom - top
+    made.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    print(f"{path}: {made.width} x {made.height}, {path.stat().st_size / 1000:.0f} kB")
+
+
+def span(browser: Browser, first: str, last: str) -> tuple[int, int]:
+    """From the top of one element to the bottom of another, in pixels of the page."""
+    top, bottom = browser.run(
+        "return [document.querySelector(arguments[0]).getBoundingClientRect().top, document.querySelector(arguments[1]).getBoundingClientRect().bottom]",
+        first,
+        last,
+    )
+    return max(0, int(top) - 24), int(bottom) + 24
 
 
 def main() -> None:
@@ -56,7 +72,13 @@ def main() -> None:
         browser.scheme("light")
         browser.open(pages / "index.html", width=1120)
         browser.until("return document.body.dataset.ready")
-        take(browser, "audit.png", height=1980)
+        take(
+            browser,
+            "audit.png",
+            span(browser, "header", '[aria-label="Where every item went"]'),
+            span(browser, 'section[aria-labelledby="angles"]', 'section[aria-labelledby="angles"]'),
+            span(browser, 'section[aria-labelledby="identities"]', 'section[aria-labelledby="identities"]'),
+        )
         # Of the noisiest, the first with a relabel that is proposed, two sub-centers or more, and a face imagined for it.
         for number in range(24):
             browser.open((pages / "identity.html").as_uri() + f"#n{number}", width=1120)
@@ -64,7 +86,7 @@ def main() -> None:
             if browser.run("return document.querySelector('.couples') && document.querySelectorAll('.subcenter').length > 1"):
                 break
         browser.until(_COMPLETE)
-        take(browser, "identity.png", height=1900)
+        take(browser, "identity.png", (0, 1900))
         with reviewed(run) as address:
             browser.open(address, width=1120)
             browser.press("Ann", "Enter")

@@ -23,7 +23,7 @@ from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, ma
 from pipeline.report import open_run
 from pipeline.run_folder import versions
 
-VERSION = 3
+VERSION = 4
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -87,9 +87,10 @@ def write_audit(
     """Counts of what stands in `out` afterwards: index.html, identity.html, data/, sheets/ and inversions/.
 
     The first `identities` of `noisiest` have a page, with up to `faces` kept and `faces` removed samples spread evenly from the smallest angle
-    to the largest, and their near duplicates. `inversions`: identity -> the faces imagined for it. `why_no_inversion`: said where none is drawn.
+    to the largest, and their near duplicates and proposed relabels. `inversions`: identity -> the faces imagined for it. `why_no_inversion`: said where none is drawn.
     `settings`: those of the run, to show.
-    What stands in `out` from an attempt before is not made again. Raises BadInput without a manifest, BadShard for a crop that is not where its row says.
+    What stands in `out` from an attempt before is not made again.
+    Raises BadInput without a manifest, BadShard for a crop that is not where its row says.
     """
     with open_run(run) as db:
         facts = overview(db, run)

@@ -152,7 +152,7 @@ _MINE_SQL = """
 """
 _SUBCENTER_SQL = "LEFT JOIN read_parquet($first) f ON f.identity = m.identity AND f.source_uri = m.source_uri"
 # Of n samples in order of angle, the first of each of `faces` even steps: the nearest and the farthest are always among them. And what looks
-# the same as another sample, with that one, since only side by side they can be judged.
+# the same as another sample, with that one, since only side by side they can be judged; and what is proposed for another identity.
 _FACES_SQL = """
     WITH paired AS (
         SELECT *, coalesce(twin, CASE WHEN (identity, sample_id) IN (SELECT (identity, twin) FROM mine WHERE twin IS NOT NULL) THEN sample_id END) AS pair
@@ -160,13 +160,14 @@ _FACES_SQL = """
     sized AS (SELECT * REPLACE (CASE WHEN count(*) OVER (PARTITION BY identity, pair) > 1 THEN pair END AS pair) FROM paired),
     placed AS (
         SELECT *, row_number() OVER line - 1 AS place, count(*) OVER (PARTITION BY identity, verdict = 'keep') AS n,
-            row_number() OVER (PARTITION BY identity, pair IS NULL ORDER BY pair, angle_deg NULLS LAST, source_uri) AS pair_place
+            row_number() OVER (PARTITION BY identity, pair IS NULL ORDER BY pair, angle_deg NULLS LAST, source_uri) AS pair_place,
+            row_number() OVER (PARTITION BY identity, verdict = 'relabel' ORDER BY other_angle_deg NULLS LAST, source_uri) AS relabel_place
         FROM sized
         WINDOW line AS (PARTITION BY identity, verdict = 'keep' ORDER BY angle_deg NULLS LAST, source_uri)
     )
-    SELECT * EXCLUDE (place, n, pair_place) FROM placed
+    SELECT * EXCLUDE (place, n, pair_place, relabel_place) FROM placed
     WHERE n <= $faces OR place = 0 OR place * ($faces - 1) // (n - 1) > (place - 1) * ($faces - 1) // (n - 1)
-        OR (pair IS NOT NULL AND pair_place <= $faces)
+        OR (pair IS NOT NULL AND pair_place <= $faces) OR (verdict = 'relabel' AND relabel_place <= $faces)
     ORDER BY identity, subcenter, angle_deg NULLS LAST, source_uri
 """
 _STRIP_SQL = """

@@ -164,6 +164,17 @@ def test_a_relabel_has_the_surest_face_of_the_other_identity_beside(pages: Path)
     assert is_crop(tile_of(pages, facts, face["other_tile"]), 0)
 
 
+def test_every_proposed_relabel_is_shown_up_to_the_number_of_faces(tmp_path: Path) -> None:
+    planted = [Planted(identity="A", angle_deg=80.0 + number, verdict="drop", reason="angle") for number in range(9)]
+    near = [
+        Planted(identity="A", angle_deg=84.5 + number / 10, verdict="relabel", other_identity="B", other_angle_deg=30.0 + number)
+        for number in range(5)
+    ]
+    audit(write_run(tmp_path / "run", [*planted, *near]), tmp_path / "audit", faces=3, with_inversion=False)
+    told = [face for face in person(tmp_path / "audit", "A", ["A"])["faces"] if face["verdict"] == "relabel"]
+    assert {face["other_angle"] for face in told} >= {30.0, 31.0, 32.0}, "the nearest to the other identity"
+
+
 def test_near_duplicates_are_told_together_and_a_set_of_one_is_none(tmp_path: Path) -> None:
     planted = [
         Planted(identity="A", angle_deg=30.0),

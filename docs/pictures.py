@@ -62,7 +62,7 @@ def span(browser: Browser, first: str, last: str) -> tuple[int, int]:
         first,
         last,
     )
-    return max(0, int(top) - 24), int(bottom) + 24
+    return max(0, int(top) - 24), int(bottom) + 12
 
 
 def main() -> None:

@@ -87,7 +87,8 @@ def write_audit(
     """Counts of what stands in `out` afterwards: index.html, identity.html, data/, sheets/ and inversions/.
 
     The first `identities` of `noisiest` have a page, with up to `faces` kept and `faces` removed samples spread evenly from the smallest angle
-    to the largest, and their near duplicates and proposed relabels. `inversions`: identity -> the faces imagined for it. `why_no_inversion`: said where none is drawn.
+    to the largest, and their near duplicates and proposed relabels. `inversions`: identity -> the faces imagined for it.
+    `why_no_inversion`: said where none is drawn.
     `settings`: those of the run, to show.
     What stands in `out` from an attempt before is not made again.
     Raises BadInput without a manifest, BadShard for a crop that is not where its row says.

@@ -1,4 +1,4 @@
-"""The commands that measure models on evaluation sets, and that build such sets. None of them needs Prefect."""
+"""The commands that measure models on evaluation sets, and that build such sets. None of them is a flow."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -14,6 +14,7 @@ from typing import Any
 
 from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -44,7 +45,7 @@ def told_in(run: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shown(stage: str) -> Iterator[Report]:
-    """A function (done, total) that draws a bar named `stage`, and tells Prefect every ten seconds; short stages tell it nothing."""
+    """A function (done, total) that draws a bar named `stage`, and inside a flow tells Prefect every ten seconds; short stages tell it nothing."""
     started = told = time.monotonic()
     artifact = None
     story = _story.get()
@@ -58,7 +59,7 @@ def shown(stage: str) -> Iterator[Report]:
             if story is not None:
                 story.progress(done, total)
             now = time.monotonic()
-            if (now - told < _PREFECT_EVERY_S and done < total) or now - started < _PREFECT_EVERY_S:
+            if not _in_flow() or (now - told < _PREFECT_EVERY_S and done < total) or now - started < _PREFECT_EVERY_S:
                 return
             told, percent = now, 100.0 * done / max(total, 1)
             with tolerated("of the progress"):
@@ -110,6 +111,11 @@ def say(event: str, words: str, **facts: Any) -> None:
         sys.stderr.flush()
     else:
         console.print(words, highlight=False, soft_wrap=True)
+
+
+def _in_flow() -> bool:
+    """Commands that are no flow, as `purify evaluate`, would start a server of Prefect's to tell it something."""
+    return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
 def _is_json() -> bool:

@@ -47,7 +47,7 @@ def report(run: Path, name: str | None = None, *, format: Format = "table", out:
 
 
 def query(run: Path, sql: str, *, format: Format = "table", out: Out = None) -> None:
-    """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, proposals, decisions, contamination, training, metrics.
+    """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, proposals, decisions, contamination, training, metrics, differences, roc, scores.
 
     Parameters
     ----------

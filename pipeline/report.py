@@ -42,7 +42,7 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     proposals   every round's proposals to merge or split identities, with its `round`
     decisions   what people decided, undone or not
     contamination  what stands in a protected set too
-    metrics     the evaluation
+    metrics     the evaluation, and its differences, roc and scores
     Raises BadInput when the run has no manifest yet, SchemaMismatch when it was written by another version, StaleInput while a
     `purify forget` is not finished.
     """
@@ -178,7 +178,8 @@ def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | 
     contamination = layout.protected / "contamination.parquet"
     yield "contamination", tables.CONTAMINATION, [(path, None) for path in (contamination,) if path.exists()]
     yield "training", tables.METRICS_OF_TRAINING, [(path, one.number) for one in rounds if (path := one.train / "metrics.parquet").exists()]
-    yield "metrics", tables.METRICS, [(path, None) for path in (layout.evaluation / "metrics.parquet",) if path.exists()]
+    for name, schema in (("metrics", tables.METRICS), ("differences", tables.DIFFERENCES), ("roc", tables.ROC), ("scores", tables.SCORES)):
+        yield name, schema, [(path, None) for path in (layout.evaluation / f"{name}.parquet",) if path.exists()]
 
 
 def round_numbers(run: Path) -> list[int]:

@@ -76,18 +76,24 @@ def open_sets(wanted: dict[str, Path], choices: Choices) -> dict[str, Evaluation
 def measure_set(
     name: str, found: EvaluationSet, embedder: Embedder, choices: Choices, cache: Path | None, *, progress: Progress | None = None
 ) -> list[Measured]:
-    """What one model reaches on one set: one Measured, or several for 1:N and refined lists. Features stay in `cache`, when it is given."""
+    """What one model reaches on one set: one Measured, or several for 1:N and refined lists. Features stay in `cache`, when it is given.
+
+    Raises BadInput: a picture that cannot be used, or a set of which a figure cannot be computed, as one of fewer pairs than folds.
+    """
 
     def features(faces: Faces) -> NDArray[np.float32]:
         return embed_faces(faces, embedder, cache, progress=progress)
 
-    if isinstance(found, PairSet):
-        return [_pairs(name, found, features)]
-    if isinstance(found, TemplateSet):
-        return _templates(name, found, features, choices)
-    if isinstance(found, IdentitySet):
-        return [_all_pairs(name, found, features)]
-    return _distractors(name, found, features)
+    try:
+        if isinstance(found, PairSet):
+            return [_pairs(name, found, features)]
+        if isinstance(found, TemplateSet):
+            return _templates(name, found, features, choices)
+        if isinstance(found, IdentitySet):
+            return [_all_pairs(name, found, features)]
+        return _distractors(name, found, features)
+    except ValueError as error:  # of the arithmetic: too few pairs, no probe with a mate ...
+        raise BadInput(f"{name} cannot be measured: {error}.") from error
 
 
 def evaluate_models(
@@ -215,12 +221,8 @@ def _searched(
             yield torch.from_numpy(distractors[start : start + _BLOCK][~no_distractor[start : start + _BLOCK]])
 
     ranks = (1, 10)
-    try:
-        one = search_distractors(kept, identity, blocks(), ranks=max(ranks), floor=_floor(kept, distractors))
-        rank_P = pair_ranks(kept, identity, one.nearest_PK)
-        return measure_distractors(name, one, rank_P, ranks=ranks, protocol=found.protocol)
-    except ValueError as error:
-        raise BadInput(f"{name}: {error}") from error
+    one = search_distractors(kept, identity, blocks(), ranks=max(ranks), floor=_floor(kept, distractors))
+    return measure_distractors(name, one, pair_ranks(kept, identity, one.nearest_PK), ranks=ranks, protocol=found.protocol)
 
 
 def _floor(probes: Tensor, distractors: NDArray[np.float32]) -> float:

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -88,6 +89,14 @@ def test_a_model_without_finite_features_is_told(opened: dict[str, EvaluationSet
     broken = type(model)(**{**vars(model), "embed": lambda images: model.embed(images) * torch.nan})
     with pytest.raises(BadInput, match=r"colours makes no finite feature of Person_00/Person_00_000\d\.jpg"):
         embed_faces(found.faces, broken, None)
+
+
+def test_too_few_pairs_are_told_in_words(opened: dict[str, EvaluationSet]) -> None:
+    found = opened["mine"]
+    assert isinstance(found, PairSet)
+    few = replace(found, left_M=found.left_M[:4], right_M=found.right_M[:4], genuine_M=found.genuine_M[:4])
+    with pytest.raises(BadInput, match=r"mine cannot be measured: folds must be in 2\.\.4, the number of pairs, got 10"):
+        measure_set("mine", few, colours(), Choices(), None)
 
 
 def test_modes_of_templates_are_told_and_differ(opened: dict[str, EvaluationSet]) -> None:

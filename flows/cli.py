@@ -104,6 +104,11 @@ def run(
         float | None,
         Parameter(group=_Settings, help="Stop before training when more than this share of the items is broken or faceless, as 0.2."),
     ] = None,
+    task_runner: Annotated[
+        Literal["processes", "threads", "dask", "ray"],
+        Parameter(help="Who does the parts of ingest and export; dask and ray are extras. Changes no result."),
+    ] = "processes",
+    address: Annotated[str | None, Parameter(help="Of a Dask or Ray cluster that exists; without, one is started on this machine.")] = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
     log: Annotated[Literal["text", "json"], Parameter(help="What goes to standard error: words and bars, or an object a line.")] = "text",
 ) -> int:
@@ -142,7 +147,7 @@ def run(
         _plan(crawl, run, settings)
         return 0
     os.environ["PURIFY_LOG"] = log
-    return _summarise(_purify(crawl, run, settings), run)
+    return _summarise(_purify(crawl, run, settings, task_runner=task_runner, address=address), run)
 
 
 @app.command
@@ -231,7 +236,7 @@ def synthesize(
     _out.print(f"{crawl} and {truth} are written. Now: purify run {crawl} RUN --preset demo")
 
 
-def _purify(crawl: Location, run: Path, config: Config) -> dict[str, Any]:
+def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[str, Any]:
     started = time.perf_counter()
     from httpx import HTTPError
     from prefect.exceptions import PrefectException
@@ -244,7 +249,7 @@ def _purify(crawl: Location, run: Path, config: Config) -> dict[str, Any]:
         locate(Path(config.embedder.model), config.embedder)
     recognise(located(crawl), config.ingest)  # before Prefect's server takes its half a minute to start
     try:
-        found: Any = purify(crawl, run, config)
+        found: Any = purify(crawl, run, config, **workers)
     except (HTTPError, PrefectException) as error:
         raise PurifyError(
             f"Prefect's server does not answer ({type(error).__name__}). Finished work is kept: the same command goes on where it stopped. "

@@ -15,6 +15,7 @@ from prefect.states import Completed
 
 from flows import tasks  # first: it sets Prefect's environment
 from flows.progress import told_in, tolerated
+from flows.workers import RunnerName, fanned
 from pipeline.config import Config, validate
 from pipeline.errors import PurifyError
 from pipeline.layout import RoundLayout, RunLayout
@@ -24,7 +25,9 @@ from pipeline.run_folder import claimed, read_record, remove_what_is_not_of, wri
 
 
 @flow(name="purify", persist_result=False)
-def purify(crawl: str | Path, run: Path, config: Config = Config()) -> dict[str, Any] | State[dict[str, Any]]:
+def purify(
+    crawl: str | Path, run: Path, config: Config = Config(), task_runner: RunnerName = "processes", address: str | None = None
+) -> dict[str, Any] | State[dict[str, Any]]:
     """The record of the run, as it stands in RUN/run.json. A run that was killed goes on where it stopped.
 
     Beyond a limit of `config.limits` the flow run is completed in the state `Warned`, which an automation can wait for (docs/operations.md).
@@ -33,10 +36,12 @@ def purify(crawl: str | Path, run: Path, config: Config = Config()) -> dict[str,
         crawl: a path or a URL, in one of the forms of docs/crawls.md.
         run: the run folder; not there, empty, or of the same crawl.
         config: settings; what is left out has its default.
+        task_runner: who does the parts of ingest and export: processes or threads of this machine, a Dask or a Ray cluster. Changes no result.
+        address: of a Dask or Ray cluster that exists, as tcp://scheduler:8786 or ray://head:10001; without, one is started on this machine.
     """
     layout = RunLayout(run)
     started = time.perf_counter()
-    with claimed(crawl, layout), told_in(layout.root):
+    with claimed(crawl, layout), told_in(layout.root), fanned(task_runner, address, config.workers):
         receipts = _stages(crawl, layout, config)
         record = write_record(crawl, layout, config, receipts, time.perf_counter() - started)
     with tolerated("of the outcome"):

@@ -27,6 +27,8 @@ from pipeline.places import Location
 from pipeline.receipts import Receipt
 
 _stage = task(cache_policy=NO_CACHE, persist_result=False)
+_gpu_stage = task(cache_policy=NO_CACHE, persist_result=False, tags=["gpu"])
+"""Works on a GPU where there is one: `prefect concurrency-limit create gpu 1` lets one of them at a time, over all runs."""
 
 
 def _run(name: str, stage: Callable[..., Receipt], *inputs: Any, **options: Any) -> Receipt:
@@ -50,18 +52,18 @@ def adopt(run: RunLayout, config: Config) -> Receipt:
     return _run("embedder", adopt_stage.adopt, run.embedder, config)
 
 
-@_stage
+@_gpu_stage
 def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
     decided = read_standing(run.root) if kept_by else None
     return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, noise=kept_by, decisions=decided)
 
 
-@_stage
+@_gpu_stage
 def embed(run: RunLayout, of: RoundLayout, config: Config) -> Receipt:
     return _run(f"round {of.number}, embed", embed_stage.embed, run.raw, of.train, of.embeddings, config)
 
 
-@_stage
+@_gpu_stage
 def embed_by_given(run: RunLayout, of: RoundLayout, config: Config) -> Receipt:
     return _run(f"round {of.number}, embed", embed_stage.embed, run.raw, run.embedder, of.embeddings, config)
 
@@ -78,7 +80,7 @@ def centers(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | Non
     return _run(f"round {of.number}, centers", centers_stage.find_centers, *found, noise=kept_by, decisions=decided)
 
 
-@_stage
+@_gpu_stage
 def isolate(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
     receipt = _run(
         f"round {of.number}, isolate", isolate_stage.isolate, run.raw, of.train, of.embeddings, of.noise, config, previous=kept_by
@@ -87,7 +89,7 @@ def isolate(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | Non
     return receipt
 
 
-@_stage
+@_gpu_stage
 def protect(run: RunLayout, last: RoundLayout, config: Config) -> Receipt:
     return _run("protect", protect_stage.protect, run.raw, last.train, last.embeddings, last.noise, run.protected, config)
 
@@ -105,11 +107,11 @@ def export(run: RunLayout, config: Config) -> Receipt:
     return _run("export", export_stage.export_clean, run.raw, run.manifest, run.clean, config)
 
 
-@_stage
+@_gpu_stage
 def evaluate(run: RunLayout, rounds: list[RoundLayout], config: Config) -> Receipt:
     return _run("evaluate", evaluate_stage.evaluate, run.raw, rounds, run.evaluation, config)
 
 
-@_stage
+@_gpu_stage
 def audit(run: RunLayout, config: Config, title: str) -> Receipt:
     return _run("audit", audit_stage.audit, run, run.audit, config, title=title)

@@ -4,6 +4,7 @@ A part writes its files whole or not at all, and the same files however often it
 done again, by fewer workers, since what kills workers is memory.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -11,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.errors import WorkerLost
 from pipeline.receipts import Progress
@@ -22,19 +24,35 @@ R = TypeVar("R")
 _log = logging.getLogger("purify.fanout")
 
 
+Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""Called with (part, parts): the results in the order of the parts."""
+_mapper: ContextVar[Mapper | None] = ContextVar("mapper", default=None)
+
+
+@contextlib.contextmanager
+def mapped_by(mapper: Mapper) -> Iterator[None]:
+    """While it lasts, `fan_out` leaves the parts to `mapper`: a cluster that the caller knows and no stage does."""
+    before = _mapper.set(mapper)
+    try:
+        yield
+    finally:
+        _mapper.reset(before)
+
+
 def worker_count(workers: int) -> int:
     """Processes to use: `workers`, or one per usable core when it is 0."""
     return workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
 
 
 def fan_out(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progress: Progress | None = None) -> list[R]:
-    """`[part(p) for p in parts]` over processes. `part` is a top-level function: it is sent by name.
+    """`[part(p) for p in parts]` over processes, or over what `mapped_by` was given. `part` is a top-level function: it is sent by name.
 
     Raises WorkerLost when processes die even one at a time.
     """
     count = min(worker_count(workers), len(parts))
+    mapper = _mapper.get()
     results: list[R] = []
-    for result in map(part, parts) if count <= 1 else _over_processes(part, parts, count):
+    for result in mapper(part, parts) if mapper else map(part, parts) if count <= 1 else _over_processes(part, parts, count):
         results.append(result)
         if progress:
             progress(len(results), len(parts))

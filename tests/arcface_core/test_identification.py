@@ -14,6 +14,7 @@ from arcface_core.protocols.identification import (
     tpir_at_fpir,
     tpir_by_rank_index,
 )
+from arcface_core.protocols.streaming import pair_ranks, search_distractors
 
 
 def on_circle(degrees: list[float]) -> torch.Tensor:
@@ -116,3 +117,11 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="3 probes have a mate and 0 have none"):
         tpir_at_fpir(search_gallery(vectors, who, vectors, who))
     assert len(search_gallery(vectors[:0], who[:0], vectors, who).rank_P) == 0
+
+
+def test_a_tie_goes_against_the_system() -> None:
+    vector = torch.eye(3)
+    found = search_gallery(vector[:1], torch.tensor([7]), vector[[0, 0, 1]], torch.tensor([7, 8, 9]))
+    assert found.rank_P.tolist() == [2] and rank_rates(found.rank_P, [1])[0].rate == 0
+    nearest = search_distractors(vector[[0, 0]], torch.tensor([7, 7]), [vector[[0, 1]]], ranks=2).nearest_PK
+    assert pair_ranks(vector[[0, 0]], torch.tensor([7, 7]), nearest).tolist() == [2, 2]

@@ -273,7 +273,9 @@ def test_a_protected_set_is_found_in_the_crawl_and_left_out(finished: tuple[Path
 def test_a_decision_is_trained_on_in_the_next_round(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     crawl, run = finished[0], tmp_path / "run"
     shutil.copytree(finished[1], run)
-    rows = manifest(run).query("status == 'ok' and verdict == 'keep'")
+    classes = pq.read_table(run / "rounds" / "2" / "train" / "classes.parquet").to_pandas().query("samples > 2")["identity"]
+    kept = pd.concat(pd.read_parquet(path) for path in (run / "rounds" / "1" / "noise").glob("raw-*.parquet")).query("verdict == 'keep'")
+    rows = kept[kept["identity"].isin(classes)]  # what round 2 trains on
     decide(run, [{"sample_id": rows.iloc[0]["sample_id"], "verdict": "drop"}], by="Eve")
     record = purify(crawl, run, config())
     reused = {stage["stage"]: stage["reused"] for stage in record["stages"]}

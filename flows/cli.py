@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import crawls, evaluation, exports, inversion, models, operations, questions, reviews, upkeep
-from pipeline.config import Config, SourceName, load
+from pipeline.config import Config, Mode, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, located, recorded
 
@@ -57,6 +57,12 @@ def run(
     preset: Preset = None,
     config: ConfigFile = None,
     set_: Overrides = None,
+    mode: Annotated[
+        Mode | None,
+        Parameter(
+            group=_Settings, help="A crawl that grew: full trains anew, judge keeps the training, auto keeps it as long as it serves."
+        ),
+    ] = None,
     init: Annotated[
         Path | None, Parameter(group=_Settings, help="Backbone weights to start from: .safetensors, or insightface's .pt.")
     ] = None,
@@ -122,6 +128,7 @@ def run(
         Where everything goes: raw/, rounds/, manifest/, clean/, evaluation/, audit/.
     """
     overrides = list(set_ or [])
+    overrides += [f"mode={mode}"] if mode else []
     overrides += [f"train.init={init}"] if init else []
     overrides += [f"embedder.model={json.dumps(str(embedder))}"] if embedder else []
     overrides += [f"ingest.source={source}"] if source else []

@@ -98,7 +98,9 @@ def finished(stage: str, receipt: Receipt) -> None:
     told = told_of(stage, receipt)
     counts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in receipt.counts.items() if _is_number(value))
     rate = f" · {told['per_second']:g}/s" if told["per_second"] and not receipt.reused else ""
-    took = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
+    took = f"{receipt.seconds:.1f} s"
+    if receipt.reused:
+        took = "training kept" if receipt.counts.get("kept_training") else "already done"
     say("stage", f"[bold]{stage}[/bold] {took}{rate} · {counts}", **told)
     _log.info("%s: %s%s, %s", stage, took, rate.replace(" · ", ", "), counts)  # for Prefect's page of the run
 

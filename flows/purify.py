@@ -17,10 +17,11 @@ from flows import tasks  # first: it sets Prefect's environment
 from flows.progress import told_in, tolerated
 from flows.workers import RunnerName, fanned
 from pipeline.config import Config, validate
-from pipeline.errors import PurifyError
+from pipeline.errors import HeadNotLearned, PurifyError
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
+from pipeline.retrain import changed
 from pipeline.run_folder import claimed, read_record, remove_what_is_not_of, write_record
 
 
@@ -86,12 +87,8 @@ def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, 
     is_given = config.embedder.model is not None
     done = [("embedder", tasks.adopt(run, config))] if is_given else []
     done.append(("ingest", tasks.ingest(crawl, run, config)))
+    done += _by_need(run, config) if config.mode == "auto" and not is_given else _rounds(run, config, keep=config.mode == "judge")
     rounds = [run.round(number) for number in range(1, config.rounds + 1)]
-    kept_by: Path | None = None
-    for this in rounds:
-        done += (_by_given if is_given else _by_training)(run, this, config, kept_by)
-        done.append((f"round {this.number} isolate", tasks.isolate(run, this, config, kept_by)))
-        kept_by = this.noise
     remove_what_is_not_of(run, config)
     if config.protect.sets:
         done.append(("protect", tasks.protect(run, rounds[-1], config)))
@@ -103,9 +100,37 @@ def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, 
     return done
 
 
-def _by_training(run: RunLayout, this: RoundLayout, config: Config, kept_by: Path | None) -> list[tuple[str, Receipt]]:
+def _rounds(run: RunLayout, config: Config, *, keep: bool) -> list[tuple[str, Receipt]]:
+    """`keep`: a training that stands is used as it is. By a model that is given nothing is trained, and there is nothing to keep."""
+    done: list[tuple[str, Receipt]] = []
+    kept_by: Path | None = None
+    for number in range(1, config.rounds + 1):
+        this = run.round(number)
+        done += _by_training(run, this, config, kept_by, keep) if config.embedder.model is None else _by_given(run, this, config, kept_by)
+        done.append((f"round {number} isolate", tasks.isolate(run, this, config, kept_by)))
+        kept_by = this.noise
+    return done
+
+
+def _by_need(run: RunLayout, config: Config) -> list[tuple[str, Receipt]]:
+    """Mode `auto`: judged by the trainings that stand; and by new ones when that shows a need, or cannot be done."""
+    judged: list[tuple[str, Receipt]] = []
+    problem = "; ".join(changed(run, config))
+    if not problem:
+        try:
+            judged = _rounds(run, config, keep=True)
+        except HeadNotLearned as error:
+            problem = str(error)
+    decided = tasks.retrain(run, config, problem or None)
+    if not decided.counts["trained_anew"]:
+        return [*judged, ("retrain", decided)]
+    earlier = [(f"judge: {name}", receipt) for name, receipt in judged]
+    return [*earlier, ("retrain", decided), *_rounds(run, config, keep=False)]
+
+
+def _by_training(run: RunLayout, this: RoundLayout, config: Config, kept_by: Path | None, keep: bool) -> list[tuple[str, Receipt]]:
     return [
-        (f"round {this.number} train", tasks.train(run, this, config, kept_by)),
+        (f"round {this.number} train", tasks.train(run, this, config, kept_by, keep)),
         (f"round {this.number} embed", tasks.embed(run, this, config)),
     ]
 

@@ -9,7 +9,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
-from flows.progress import finished, key, shown, tolerated
+from flows.progress import finished, key, say, shown, tolerated
 from pipeline import adopt as adopt_stage
 from pipeline import audit as audit_stage
 from pipeline import centers as centers_stage
@@ -19,6 +19,7 @@ from pipeline import export as export_stage
 from pipeline import ingest as ingest_stage
 from pipeline import isolate as isolate_stage
 from pipeline import protect as protect_stage
+from pipeline import retrain as retrain_stage
 from pipeline import train as train_stage
 from pipeline.config import Config
 from pipeline.decisions import read_standing
@@ -53,9 +54,18 @@ def adopt(run: RunLayout, config: Config) -> Receipt:
 
 
 @_gpu_stage
-def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
+def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None, keep: bool) -> Receipt:
     decided = read_standing(run.root) if kept_by else None
-    return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, noise=kept_by, decisions=decided)
+    before = run.round(of.number - 1).train if kept_by else None
+    stage = train_stage.keep_or_train if keep else train_stage.train
+    return _run(f"round {of.number}, train", stage, run.raw, of.train, config, noise=kept_by, decisions=decided, before=before)
+
+
+@_stage
+def retrain(run: RunLayout, config: Config, problem: str | None) -> Receipt:
+    receipt = _run("retrain", retrain_stage.judge_training, run, config, problem)
+    say("retrain", str(receipt.counts["why"]), **receipt.counts)
+    return receipt
 
 
 @_gpu_stage

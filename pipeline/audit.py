@@ -42,7 +42,7 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
     rounds = [run.round(number) for number in range(1, config.rounds + 1)]
     inputs = {f"round{one.number}": mark_of(one.noise) for one in rounds}
     inputs |= {"manifest": mark_of(run.manifest), "evaluation": mark_of(run.evaluation)}
-    settings = {name: value for name, value in as_dict(config).items() if name not in ("workers", "device")}
+    settings = {name: value for name, value in as_dict(config).items() if name not in ("workers", "device", "mode", "retrain")}
     mark = fingerprint("audit", VERSION, {"title": title, "settings": settings}, **inputs)
 
     def work(folder: Path) -> Counts:

@@ -22,6 +22,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Rule = Literal["angle", "nondominant", "either", "both", "calibrated"]
+Mode = Literal["full", "judge", "auto"]
 SourceName = Literal["auto", "recordio", "img2dataset", "webdataset", "huggingface", "table", "folder"]
 Backbone = Literal[
     "tiny", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200",
@@ -252,6 +253,19 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """Beyond which mode `auto` trains anew; exactly at a limit is within it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    new_share: Fraction = 0.2
+    """Share of the samples that stand in shards the training has not seen."""
+    new_identities: Fraction = 0.1
+    """Share of the samples that are of identities without a trained center, of those that a new training would give one."""
+    drift: Fraction = 0.1
+    """Kolmogorov-Smirnov distance of the angles in new shards from those in the others; not counted below 200 angles."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of one run."""
 
@@ -263,6 +277,8 @@ class Config:
     """Processes for decoding and copying; 0 is one per core. Changes no result."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`."""
+    mode: Mode = "full"
+    """Of a crawl that grew: `full` trains anew; `judge` uses the trainings that stand; `auto` does so until `retrain` says otherwise."""
     ingest: IngestConfig = field(default_factory=IngestConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -273,6 +289,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
 
 
 def load(*, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:

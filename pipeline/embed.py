@@ -17,26 +17,33 @@ from pipeline.embedders import Embedder, load_embedder
 from pipeline.models import pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, link, mark_of, read, run_stage
 
-VERSION = 1
+VERSION = 2
+_NAMES = ["sample_id", "identity", "source_uri"]
 
 
 def embed(raw: Path, train: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
-    """Receipt of `out`: a Parquet file of embeddings per raw shard. Finished shards are not embedded again after a kill."""
-    mark = fingerprint("embed", VERSION, {}, raw=mark_of(raw), train=mark_of(train))
+    """Receipt of `out`: a Parquet file of embeddings per raw shard. Finished shards are not embedded again after a kill, nor, when the crawl grew,
+    those that `out` has by the same model from the same tar and rows: they are linked."""
+    model = mark_of(train)
+    mark = fingerprint("embed", VERSION, {}, raw=mark_of(raw), train=model)
 
     def work(folder: Path) -> Counts:
         embedder = load_embedder(train, pick_device(config.device))
         stems = shards.shard_stems(raw)
+        taken_over = 0
         total = int((receipt.counts.get("ok") if (receipt := read(raw)) else 0) or 0)
         samples = 0
         for stem in stems:
             done = folder / f"{stem}.parquet"
-            if not done.exists():
-                _embed_shard(raw / stem, done, embedder, config.embed.batch_size)
+            if _is_of(out / f"{stem}.parquet", raw / stem, model):
+                link(out / f"{stem}.parquet", done)
+                taken_over += 1
+            elif not done.exists():
+                _embed_shard(raw / stem, done, embedder, config.embed.batch_size, model)
             samples += int(pq.read_metadata(done).num_rows)
             if progress:
                 progress(samples, total)
-        return {"samples": samples, "shards": len(stems)}
+        return {"samples": samples, "shards": len(stems), "taken_over": taken_over}
 
     return run_stage(out, stage="embed", mark=mark, work=work)
 
@@ -57,8 +64,28 @@ def embed_again(earlier: Path, out: Path, *, progress: Progress | None = None) -
     return run_stage(out, stage="embed", mark=mark, work=work)
 
 
-def _embed_shard(stem: Path, out: Path, embedder: Embedder, batch_size: int) -> None:
-    twin = pq.read_table(stem.with_suffix(".parquet"), filters=[("status", "=", "ok")]).sort_by("crop_offset")
+def _samples(stem: Path) -> pa.Table:
+    """The rows of a raw shard that are embedded, in order."""
+    columns = [*_NAMES, "crop_offset", "crop_size"]
+    return pq.read_table(stem.with_suffix(".parquet"), columns=columns, filters=[("status", "=", "ok")]).sort_by("crop_offset")
+
+
+def _made_of(stem: Path, model: str) -> dict[bytes, bytes]:
+    tar = shards.read_facts(stem.with_suffix(".parquet"))["tar_sha256"]
+    return {b"tar_sha256": tar.encode(), b"model": model.encode(), b"embed_version": str(VERSION).encode()}
+
+
+def _is_of(embedded: Path, stem: Path, model: str) -> bool:
+    """True when `embedded` is what embedding this raw shard by this model would give: a row can change its status or name while the tar stays."""
+    if not embedded.exists() or not _made_of(stem, model).items() <= (pq.read_schema(embedded).metadata or {}).items():
+        return False
+    has: dict[str, list[str]] = pq.read_table(embedded, columns=_NAMES).to_pydict()
+    wanted: dict[str, list[str]] = _samples(stem).select(_NAMES).to_pydict()
+    return has == wanted
+
+
+def _embed_shard(stem: Path, out: Path, embedder: Embedder, batch_size: int, model: str) -> None:
+    twin = _samples(stem)
     offsets, sizes = twin["crop_offset"].to_pylist(), twin["crop_size"].to_pylist()
     features = []
     with shards.CropReader(stem.with_suffix(".tar"), deep=True) as reader:
@@ -75,7 +102,7 @@ def _embed_shard(stem: Path, out: Path, embedder: Embedder, batch_size: int) -> 
     quality = pa.array(np.linalg.norm(feature_ND, axis=1).astype(np.float32))
     table = pa.Table.from_arrays([twin["sample_id"], twin["identity"], twin["source_uri"], quality, vectors], schema=schema)
     with atomic(out) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({**schema.metadata, **_made_of(stem, model)}), temporary, compression="zstd")
 
 
 def features_of(contents: Sequence[bytes], embedder: Embedder) -> NDArray[np.float32]:

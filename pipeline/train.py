@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from pipeline import shards, tables
-from pipeline.config import Config, as_dict
+from pipeline.config import Config
 from pipeline.decisions import digest
 from pipeline.duck import fetch, literal
 from pipeline.errors import BadConfig, BadCrawl
@@ -21,17 +21,22 @@ from pipeline.fit import WORK, Job, fit
 from pipeline.models import load_tensors, pick_device
 from pipeline.ranks import launch, machines, process_count
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
-
-VERSION = 3
-_CHANGES_NO_RESULT = {"cache_bytes", "checkpoint_steps", "compile", "processes", "recompute", "tensorboard"}
-"""Beyond rounding."""
+from pipeline.trained import VERSION, kept, settings_of, tell
 
 
 def train(
-    raw: Path, out: Path, config: Config, *, noise: Path | None = None, decisions: pa.Table | None = None, progress: Progress | None = None
+    raw: Path,
+    out: Path,
+    config: Config,
+    *,
+    noise: Path | None = None,
+    decisions: pa.Table | None = None,
+    before: Path | None = None,
+    progress: Progress | None = None,
 ) -> Receipt:
     """Receipt of `out`: backbone, head centers, classes and metrics. With `noise`, only samples of verdict `keep` are trained on, with K = 1;
-    `decisions` (those that stand) win over its verdicts, and a relabelled sample is trained under its new identity.
+    `decisions` (those that stand) win over its verdicts, and a relabelled sample is trained under its new identity. `before` is the training by which
+    `noise` was judged, noted in model.json.
 
     Raises BadCrawl when fewer than two identities have `train.min_samples` samples; BadCheckpoint when `train.init` does not fit; TrainingFailed when
     the loss is not finite, or a process of several ends. What was trained up to the last checkpoint is gone on with by the next attempt.
@@ -40,14 +45,32 @@ def train(
         raise BadConfig(
             "train.compile and train.recompute exclude each other: torch cannot trace what is computed twice. Set one of them to false."
         )
-    settings = {name: value for name, value in as_dict(config.train).items() if name not in _CHANGES_NO_RESULT}
     inputs = {"raw": mark_of(raw), "noise": mark_of(noise) if noise else "none", "decisions": digest(decisions)}
-    if config.train.init is not None:
-        load_tensors(Path(config.train.init))
-        inputs["init"] = shards.file_sha256(Path(config.train.init))
-    mark = fingerprint("train", VERSION, {**settings, "seed": config.seed, "holdout": config.evaluate.holdout}, **inputs)
+    mark = fingerprint("train", VERSION, settings_of(config), **inputs)
     subcenters = config.train.subcenters if noise is None else 1
-    return run_stage(out, stage="train", mark=mark, work=lambda folder: _train(raw, noise, decisions, folder, config, subcenters, progress))
+
+    def work(folder: Path) -> Counts:
+        counts = _train(raw, noise, decisions, folder, config, subcenters, progress)
+        tell(folder, raw, config, before)
+        return counts
+
+    return run_stage(out, stage="train", mark=mark, work=work)
+
+
+def keep_or_train(
+    raw: Path,
+    out: Path,
+    config: Config,
+    *,
+    noise: Path | None = None,
+    decisions: pa.Table | None = None,
+    before: Path | None = None,
+    progress: Progress | None = None,
+) -> Receipt:
+    """The receipt of the training that stands, though the crawl has grown since; where none can be kept, `train`. Raises as `kept` and `train`."""
+    return kept(out, raw, config, before=before) or train(
+        raw, out, config, noise=noise, decisions=decisions, before=before, progress=progress
+    )
 
 
 def is_held_out(identity: str, *, share: float, seed: int) -> bool:

@@ -13,11 +13,14 @@ from PIL import Image
 
 from pipeline import ingest as ingest_module
 from pipeline.config import Config, IngestConfig
+from pipeline.export import read_dataset
 from pipeline.forget import forget
 from pipeline.growth import LISTING
 from pipeline.ingest import ingest
 from pipeline.receipts import write_json
 from pipeline.shards import ShardWriter, check_shard, json_bytes, sample_id, shard_stems
+from tests.pipeline.clean_run import planted, write_clean_run
+from tests.pipeline.fake_run import Planted
 
 CONFIG = Config(workers=1, ingest=IngestConfig(samples_per_shard=4, near_duplicate_bits=0))
 
@@ -184,3 +187,16 @@ def test_other_settings_read_all_anew_and_so_does_growth_after_forgetting(tmp_pa
     ingest(crawl, raw, Config(workers=1, ingest=IngestConfig(samples_per_shard=3)))
     assert "P1/new.jpg" in read and not any(uri.startswith("P2") for uri in read)
     assert {row["identity"] for row in rows_of(raw) if row["status"] == "ok"} == {"P0", "P1"}
+
+
+def test_clean_shards_of_a_crawl_that_grew_keep_their_bytes_unless_a_name_moves_the_class_indices(tmp_path: Path) -> None:
+    def full_shards(name: str, items: list[Planted]) -> list[str]:
+        told = read_dataset(write_clean_run(tmp_path / name, items).clean)["shards"]
+        return [shard["sha256"] for shard in told if shard["samples"] == 5]
+
+    before = planted()
+    earlier = full_shards("before", before)
+    grown = full_shards("grown", [*before, *planted(3), Planted(identity="Zz, the last by name")])
+    assert earlier and grown[: len(earlier)] == earlier and len(grown) > len(earlier)
+    renumbered = full_shards("renumbered", [*before, Planted(identity="Aaron, before all others")])
+    assert not set(renumbered) & set(earlier)

@@ -1,5 +1,6 @@
 """Training on shards: batches in a fixed order, a killed training that ends the same, selections by the round before, weights to start from."""
 
+import json
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 from arcface_core.backbones import build_backbone
 from arcface_core.training import StepMetrics, TrainState, training_steps
+from pipeline import embed as embed_module
 from pipeline import tables
 from pipeline.config import Config, load
 from pipeline.embed import embed, read_embeddings
@@ -27,7 +29,8 @@ from pipeline.fit import precision_of
 from pipeline.ingest import ingest
 from pipeline.models import load_into, load_tensors, pick_device
 from pipeline.ranks import process_count
-from pipeline.receipts import run_stage
+from pipeline.receipts import run_stage, write_json
+from pipeline.shards import read_facts, shard_stems, write_twin
 from pipeline.train import held_out, is_held_out, read_classes, train
 
 SMALL = ["train.epochs=2", "train.input_px=16", "train.embedding_dim=16", "train.batch_size=16", "workers=1", "ingest.samples_per_shard=20"]
@@ -144,6 +147,38 @@ def test_embeddings_are_unit_vectors_of_every_usable_sample_and_ignore_mirroring
         uri for path in raw.glob("raw-*.parquet") for uri in pq.read_table(path, filters=[("status", "=", "ok")])["source_uri"].to_pylist()
     ]
     assert sorted(found) == sorted(usable)
+
+
+def test_a_shard_is_embedded_again_when_its_rows_or_the_model_have_changed_though_its_tar_has_not(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[str] = []
+    embed_shard = embed_module._embed_shard
+    monkeypatch.setattr(embed_module, "_embed_shard", lambda stem, *rest: (embedded.append(stem.name), embed_shard(stem, *rest)))
+    grown = tmp_path / "raw"
+    shutil.copytree(raw, grown)
+    train(grown, tmp_path / "t", config("train.epochs=1"))
+    embed(grown, tmp_path / "t", tmp_path / "e", config())
+    stems = shard_stems(grown)
+    assert embedded == stems
+
+    def seal(folder: Path, mark: str) -> None:
+        receipt = json.loads((folder / "_receipt.json").read_text())
+        write_json(folder / "_receipt.json", receipt | {"fingerprint": mark})
+
+    twin = pq.read_table(grown / f"{stems[1]}.parquet")
+    status = twin["status"].to_pylist()
+    status[status.index("ok")] = "duplicate"
+    place = twin.schema.get_field_index("status")
+    facts = read_facts(grown / f"{stems[1]}.parquet")
+    write_twin(grown / f"{stems[1]}.parquet", twin.set_column(place, twin.schema.field(place), pa.array(status)), facts)
+    seal(grown, "grown")
+    embedded.clear()
+    receipt = embed(grown, tmp_path / "t", tmp_path / "e", config())
+    assert embedded == [stems[1]] and receipt.counts["taken_over"] == len(stems) - 1
+    embedded.clear()
+    seal(tmp_path / "t", "another training")
+    assert embed(grown, tmp_path / "t", tmp_path / "e", config()).counts["taken_over"] == 0 and embedded == stems
 
 
 def test_weights_to_start_from(raw: Path, tmp_path: Path) -> None:

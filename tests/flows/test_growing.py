@@ -1,0 +1,122 @@
+"""A crawl that grows: judged by the training that stands, without training; trained anew when it is asked for, or when it is time.
+
+The flow's recipe is run with each Prefect task replaced by its function, which needs no server.
+"""
+
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from prefect import Task
+
+from flows import tasks
+from pipeline import embed as embed_module
+from pipeline import evidence, isolate
+from pipeline.config import Config
+from pipeline.embed import embed
+from pipeline.errors import BadConfig
+from pipeline.layout import RunLayout
+from pipeline.receipts import mark_of
+from pipeline.run_folder import claimed, write_record
+from pipeline.train import is_held_out
+from tests.flows.test_end_to_end import config as settings
+from tests.flows.test_end_to_end import stages
+
+recipe = importlib.import_module("flows.purify")
+FEWER = ("train.epochs=2", "audit.identities=1", "audit.inversions=0", "evaluate.folds=2", "evaluate.pairs=20")
+
+
+def config(mode: str, *changed: str) -> Config:
+    return settings(*FEWER, f"mode={mode}", *changed)
+
+
+def counts(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {stage["stage"]: stage["counts"] for stage in record["stages"]}
+
+
+def _fitted_once(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """`fit` with its first result for ever: the fits are most of the time, and the rule `angle` does not ask them."""
+    found: list[Any] = []
+
+    def once(*numbers: Any, **more: Any) -> Any:
+        if not found:
+            found.append(fit(*numbers, **more))
+        return found[0]
+
+    return once
+
+
+def purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
+    """What the flow does."""
+    layout = RunLayout(run)
+    with claimed(crawl, layout):
+        return write_record(crawl, layout, config, recipe._stages(crawl, layout, config), 0.0)
+
+
+def test_a_crawl_that_grows(tiny_crawl: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in list(vars(tasks).items()):
+        if isinstance(value, Task):
+            monkeypatch.setattr(tasks, name, value.fn)
+    for module, name in ((evidence, "fit_calibration"), (isolate, "fit_calibration"), (isolate, "fit_fusion")):
+        monkeypatch.setattr(module, name, _fitted_once(getattr(module, name)))
+    embedded: list[str] = []
+    embed_shard = embed_module._embed_shard
+
+    def noted(stem: Path, *rest: Any) -> None:
+        embedded.append(stem.name)
+        embed_shard(stem, *rest)
+
+    monkeypatch.setattr(embed_module, "_embed_shard", noted)
+    crawl, run = tmp_path / "crawl", tmp_path / "run"
+    layout = RunLayout(run)
+    shutil.copytree(tiny_crawl[0], crawl)
+    purify(crawl, run, config("judge"))
+    trainings = [mark_of(layout.round(number).train) for number in (1, 2)]
+    old = sorted(path.stem for path in layout.raw.glob("raw-*.parquet"))
+    assert sorted(embedded) == sorted(old * 2), "without a training, judge trains"
+    embedded.clear()
+
+    new_name = next(name for n in range(99) if not is_held_out(name := f"Newly Found {n}", share=0.2, seed=0))
+    pictures = pd.read_parquet(run / "manifest").query("status == 'ok'")["source_uri"]
+    added = [f"{new_name}/{number}.jpg" for number in range(4)]
+    (crawl / new_name).mkdir()
+    for source, name in zip(pictures, added, strict=False):
+        shutil.copyfile(crawl / source, crawl / name)
+
+    with pytest.raises(BadConfig, match=r"train\.epochs was 2 and is 3\. --mode judge trains nothing"):
+        purify(crawl, run, config("judge", "train.epochs=3"))
+    record = purify(crawl, run, config("judge"))
+    new = sorted({path.stem for path in layout.raw.glob("raw-*.parquet")} - set(old))
+    assert [mark_of(layout.round(number).train) for number in (1, 2)] == trainings
+    assert new and sorted(embedded) == sorted(new * 2), "new shards only, in each of two rounds"
+    told = counts(record)
+    for number in (1, 2):
+        train = told[f"round {number} train"]
+        assert (train["kept_training"], train["shards"], train["new_shards"]) == (True, len(old), len(new))
+        assert told[f"round {number} embed"]["taken_over"] == len(old)
+    assert record["config"]["mode"] == "judge"
+    rows = pd.read_parquet(run / "manifest").set_index("source_uri")
+    assert sorted(rows.index) == sorted(str(path.relative_to(crawl)) for path in crawl.rglob("*") if path.is_file())
+    assert rows.loc[added, "angle_deg"].notna().all() and (rows.loc[added, "decided_by"] == "rule:angle").all()
+
+    embed(layout.raw, layout.round(2).train, tmp_path / "fresh", config("full"))
+    for path in (tmp_path / "fresh").glob("raw-*.parquet"):
+        assert path.read_bytes() == (layout.round(2).embeddings / path.name).read_bytes()
+
+    assert all(stages(purify(crawl, run, config("judge"))).values())
+    record = purify(crawl, run, config("auto", "retrain.new_share=0.9", "retrain.new_identities=0.9"))
+    assert all(same for name, same in stages(record).items() if name != "retrain")
+    assert counts(record)["retrain"]["trained_anew"] is False
+    assert not stages(purify(crawl, run, config("full", "rounds=1")))["round 1 train"]
+
+    shutil.copyfile(crawl / pictures.iloc[-1], crawl / new_name / "later.jpg")
+    record = purify(crawl, run, config("auto", "retrain.new_share=0.001", "rounds=1"))
+    assert counts(record)["retrain"]["why"].startswith("trained anew: new samples 0.0")
+    assert stages(record)["judge: round 1 train"] and not stages(record)["round 1 train"]
+    assert json.loads((run / "run.json").read_text())["stages"] == record["stages"]
+    assert all(stages(purify(crawl, run, config("full", "rounds=1"))).values()), "auto has trained what full would have"

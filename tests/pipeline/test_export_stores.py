@@ -68,6 +68,7 @@ def server() -> Iterator[Faulty]:
         "AWS_MAX_ATTEMPTS": "1",  # botocore's own attempts would hide ours
     }.items():
         patch.setenv(name, value)
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # or those of another module's server would be used
     client = boto.client("s3")
     client.create_bucket(Bucket="exports")
     client.close()

@@ -47,6 +47,7 @@ def s3() -> Iterator[str]:
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     patch.setenv("AWS_CONFIG_FILE", "/nowhere")
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # or those of another module's server would be used
     client = boto.client("s3")
     client.create_bucket(Bucket="crawls")
     client.close()

@@ -109,14 +109,16 @@ def test_a_tar_whose_twin_tells_otherwise_is_found(copied: Path) -> None:
     table, facts = pq.read_table(twin), read_facts(twin)
     key = table["sample_id"][0].as_py()
     swapped = table.take([1, 0, *range(2, table.num_rows)])
+
+    def holding(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
+        place = table.schema.get_field_index(name)
+        return rows.set_column(place, table.schema.field(place), values)
+
     for changed, message in (
         (table.slice(0, 8), "holds"),
-        (
-            swapped.set_column(0, table.schema.field(0), swapped["sample_id"]).set_column(9, table.schema.field(9), table["crop_offset"]),
-            "holds",
-        ),
-        (table.set_column(2, table.schema.field(2), pa.array([99] * 9, pa.int32())), f"has class b'0' for '{key}.cls', its twin 99"),
-        (pa.concat_tables([table, table.slice(0, 1).set_column(9, table.schema.field(9), pa.array([10**9], pa.int64()))]), "ends before"),
+        (holding(swapped, "crop_offset", table["crop_offset"]), "holds"),
+        (holding(table, "class_index", pa.array([99] * 9, pa.int32())), f"has class b'0' for '{key}.cls', its twin 99"),
+        (pa.concat_tables([table, holding(table.slice(0, 1), "crop_offset", pa.array([10**9], pa.int64()))]), "ends before"),
     ):
         write_twin(twin, changed, facts)
         found = wrong(copied)

@@ -262,7 +262,7 @@ class RetrainConfig:
     new_identities: Fraction = 0.1
     """Share of the samples that are of identities without a trained center, of those that a new training would give one."""
     drift: Fraction = 0.1
-    """Kolmogorov-Smirnov distance of the angles in new shards from those in the others; not counted below 200 angles."""
+    """Kolmogorov-Smirnov distance of the angles in new shards from those in the others, of identities held out; not counted below 200 angles."""
 
 
 @dataclass(frozen=True, kw_only=True)

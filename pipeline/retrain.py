@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import duckdb
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import shards
@@ -26,7 +27,8 @@ class Grown:
     samples_without_center: int
     """Of all, those of identities that a training would take, and the first round's did not have."""
     drift: float | None
-    """Kolmogorov-Smirnov distance of `angle_deg` of new samples from that of the others, by one model; None where either has too few."""
+    """Kolmogorov-Smirnov distance of `angle_deg` of new samples from that of the others, by one model, of identities that are held out of training:
+    what a model has trained on lies nearer to its centers than what it has not, drift or none. None where either has too few."""
 
     @property
     def new_share(self) -> float:
@@ -68,15 +70,17 @@ def measure(run: RunLayout, config: Config, progress: Progress | None = None) ->
     new = unseen({} if told is None else told["shards"], run.raw)
     angles = {True: np.zeros(180, np.int64), False: np.zeros(180, np.int64)}
     samples = {True: 0, False: 0}
+    held = held_out(run.raw, config)
     stems = shards.shard_stems(last.noise)
     for number, stem in enumerate(stems):
-        angle_N = pq.read_table(last.noise / f"{stem}.parquet", columns=["angle_deg"])["angle_deg"].to_numpy()
-        samples[stem in new] += len(angle_N)
+        table = pq.read_table(last.noise / f"{stem}.parquet", columns=["identity", "angle_deg"])
+        samples[stem in new] += table.num_rows
+        angle_N = table.filter(pc.is_in(table["identity"], held["identity"]))["angle_deg"].to_numpy()
         angles[stem in new] += np.histogram(angle_N[~np.isnan(angle_N)], bins=180, range=(0, 180))[0]
         if progress:
             progress(number + 1, len(stems))
     with duckdb.connect() as db:
-        db.register("held_out", held_out(run.raw, config))
+        db.register("held_out", held)
         without = db.execute(
             """SELECT coalesce(sum(samples), 0)::BIGINT FROM (SELECT identity, count(*) AS samples FROM read_parquet($raw) WHERE status = 'ok' GROUP BY ALL)
                WHERE samples >= $least AND identity NOT IN (FROM held_out) AND identity NOT IN (SELECT identity FROM read_parquet($classes))""",

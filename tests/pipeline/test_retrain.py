@@ -58,7 +58,8 @@ def _judged(run: RunLayout, stem: str, identities: list[str], angle_deg: list[fl
     count = len(identities)
     columns = {"identity": pa.array(identities), "status": pa.array(["ok"] * count)}
     write_twin(run.raw / f"{stem}.parquet", pa.table(columns), {"num_samples": str(count), "tar_bytes": "1", "tar_sha256": digest})
-    pq.write_table(pa.table({"angle_deg": pa.array(angle_deg, pa.float32())}), run.round(1).noise / f"{stem}.parquet")
+    noise = pa.table({"identity": pa.array(identities), "angle_deg": pa.array(angle_deg, pa.float32())})
+    pq.write_table(noise, run.round(1).noise / f"{stem}.parquet")
 
 
 def test_what_is_measured(tmp_path: Path) -> None:
@@ -66,8 +67,9 @@ def test_what_is_measured(tmp_path: Path) -> None:
     known, new, rare, hidden = (_name(n, held_out=n == 3) for n in range(4))
     for folder in (run.raw, run.round(1).train, run.round(1).noise):
         folder.mkdir(parents=True)
-    _judged(run, "raw-000000", [known] * 300, [30.0] * 300, "a")
-    _judged(run, "raw-000001", [known] * 200 + [new] * 3 + [rare] * 2 + [hidden] * 5, [30.0] * 100 + [60.0] * 105 + [None] * 5, "b")
+    _judged(run, "raw-000000", [known] * 100 + [hidden] * 300, [5.0] * 100 + [30.0] * 300, "a")
+    new_identities = [known] * 200 + [new] * 3 + [rare] * 2 + [hidden] * 210
+    _judged(run, "raw-000001", new_identities, [90.0] * 205 + [30.0] * 100 + [60.0] * 100 + [None] * 10, "b")
     names = pa.table({"identity": pa.array([known, new, rare, hidden])})
     pq.write_table(names, run.raw / "identities.parquet")
     classes = pa.table({"class_index": [0], "identity": [known], "samples": [300]}).cast(tables.CLASSES)
@@ -75,7 +77,9 @@ def test_what_is_measured(tmp_path: Path) -> None:
     told = {"version": VERSION, "settings": settings_of(config), "before": None, "shards": {"raw-000000": "a"}}
     write_json(run.round(1).train / "model.json", {"trained": told})
     write_json(run.round(1).train / NAME, {"stage": "train", "fingerprint": "m", "counts": {}, "seconds": 1.0})
-    assert measure(run, config) == Grown(samples=510, new_samples=210, samples_without_center=3, drift=round(105 / 205, 4))
+    assert measure(run, config) == Grown(samples=815, new_samples=415, samples_without_center=3, drift=0.5), (
+        "the drift is of held-out identities"
+    )
     assert unseen({"raw-000000": "a", "raw-000001": "b"}, run.raw) == set()
     assert unseen({"raw-000000": "before forget", "raw-000001": "b"}, run.raw) == {"raw-000000"}
 

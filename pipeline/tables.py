@@ -346,7 +346,7 @@ RUN/
 ```
 
 Every folder is written as `.<name>.partial-<fingerprint>`, sealed by `_receipt.json`, and renamed: it is complete, or it is not there.
-A twin's file metadata holds `num_samples`, `tar_bytes` and `tar_sha256` of its tar.
+A twin's file metadata holds `num_samples`, `tar_bytes` and `tar_sha256` of its tar, that of embeddings `tar_sha256` and `model`, the fingerprint of the training.
 
 Read a table with the files' names, as in `read_parquet('RUN/manifest/*.parquet')`.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -23,10 +23,7 @@ def imagine(
     *,
     identity: Annotated[list[str] | None, Parameter(negative="", help="A name, as the crawl gives it. May be repeated.")] = None,
     sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id: what the network sees in it. May be repeated.")] = None,
-    steps: Annotated[int, Parameter(validator=Number(gte=1), help="Gradient steps; the paper takes 20,000.")] = 400,
-    recipe: Annotated[
-        Literal["audit", "paper"], Parameter(help="The paper's to the letter, or the quick one of the audit pages.")
-    ] = "audit",
+    steps: Annotated[int, Parameter(validator=Number(gte=1), help="Gradient steps.")] = 400,
 ) -> None:
     """Draw the faces that the network imagines (inversion), for sub-centers of names and for samples, as PNG files.
 
@@ -55,13 +52,13 @@ def imagine(
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, inversion_steps=steps))
     rounds = [layout.round(number) for number in range(1, config.rounds + 1)]
     with shown("imagine") as progress:
-        found = of_identities(layout.raw, rounds, identity or [], config, recipe=recipe, progress=progress) if identity else {}
+        found = of_identities(layout.raw, rounds, identity or [], config, progress=progress) if identity else {}
         missing = [name for name in identity or [] if name not in found]
         if missing:
             raise BadInput(
                 f"{run} has no center that could be drawn for {len(missing)} of the names. `purify query {run} 'FROM identities'`."
             )
-        samples = imagine_samples(rounds[-1], sample, config, steps=steps, recipe=recipe, progress=progress) if sample else {}
+        samples = imagine_samples(rounds[-1], sample, config, steps=steps, progress=progress) if sample else {}
     out.mkdir(parents=True, exist_ok=True)
     faces = [(f"identity-{place}-{number}", face) for place, name in enumerate(identity or []) for number, face in enumerate(found[name])]
     faces += [(f"sample-{re.sub('[^0-9a-f]', '', one)}", face) for one, face in samples.items()]

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from arcface_core.inversion import RECIPES, invert
+from arcface_core.inversion import invert
 from pipeline.config import Config
 from pipeline.duck import every, fetch
 from pipeline.embedders import load_embedder
@@ -54,7 +54,6 @@ def imagine(
     identities: Sequence[str],
     config: Config,
     *,
-    recipe: str = "audit",
     progress: Progress | None = None,
 ) -> dict[str, list[Imagined]]:
     """identity -> the faces of its sub-centers in the first round, where more than one has a tenth of its samples (and three of them), and of
@@ -74,7 +73,7 @@ def imagine(
         if not targets:
             continue
         told = None if progress is None else partial(_tell_of, progress, done, total)
-        faces = _faces(round_, [one.direction_D for one in targets], config, config.audit.inversion_steps, recipe, told)
+        faces = _faces(round_, [one.direction_D for one in targets], config, config.audit.inversion_steps, told)
         if faces is None:
             return {}
         for target, (png, angle) in zip(targets, faces, strict=True):
@@ -84,7 +83,7 @@ def imagine(
 
 
 def imagine_samples(
-    round_: RoundLayout, sample_ids: Sequence[str], config: Config, *, steps: int, recipe: str = "audit", progress: Progress | None = None
+    round_: RoundLayout, sample_ids: Sequence[str], config: Config, *, steps: int, progress: Progress | None = None
 ) -> dict[str, Imagined]:
     """sample_id -> the face that the network of this round sees in the sample: its embedding, inverted (the paper's open set).
 
@@ -103,7 +102,7 @@ def imagine_samples(
             f"{round_.root} has no embedding of {missing[0][:80]!r}. Give sample_ids of usable samples, as the manifest has them."
         )
     told = None if progress is None else partial(_tell_of, progress, 0, _work(len(sample_ids), steps))
-    faces = _faces(round_, [known[one] for one in sample_ids], config, steps, recipe, told)
+    faces = _faces(round_, [known[one] for one in sample_ids], config, steps, told)
     if faces is None:
         raise BadInput(
             f"The embedder of {round_.root} is an ONNX file, which has no gradients to follow: only torch weights imagine faces."
@@ -124,7 +123,7 @@ def _work(targets: int, steps: int) -> int:
 
 
 def _faces(
-    round_: RoundLayout, directions: Sequence[Tensor], config: Config, steps: int, recipe: str, told: Callable[[int], None] | None
+    round_: RoundLayout, directions: Sequence[Tensor], config: Config, steps: int, told: Callable[[int], None] | None
 ) -> list[tuple[bytes, float]] | None:
     """(PNG, angle) for each direction; None when the round's embedder has no gradients."""
     device = pick_device(config.device)
@@ -145,7 +144,6 @@ def _faces(
             steps=steps,
             seed=config.seed,
             device=device,
-            recipe=RECIPES[recipe],
             on_step=None if told is None else partial(_tell, told, first // _BATCH * steps),
         )
         faces += [(_png(image), float(angle)) for image, angle in zip(result.images, result.angle_deg, strict=True)][: len(some)]

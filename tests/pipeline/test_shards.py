@@ -191,7 +191,7 @@ def test_no_stage_learns_from_a_damaged_shard(
         name="none", kind="torch", sha256="", input_px=112, dim=8, embed=lambda images: torch.zeros(len(images), 8), module=None
     )
     with pytest.raises(BadShard, match=message):
-        _embed_shard(raw / "raw-000000", tmp_path / "out.parquet", never, 8)
+        _embed_shard(raw / "raw-000000", tmp_path / "out.parquet", never, 8, "model")
     assert not (tmp_path / "out.parquet").exists()
 
 

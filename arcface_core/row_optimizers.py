@@ -4,6 +4,7 @@ For centers of which a step draws a part. torch's own apply momentum and weight 
 a pass over all of them. What is remembered has the shape of the weights, and goes with them from process to process.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ __all__ = ["RowAdamW", "RowSGD"]
 _ROWS_AT_ONCE = {"cpu": 4096, "cuda": 65_536}
 
 
-class _RowOptimizer(torch.optim.Optimizer):
+class _RowOptimizer(torch.optim.Optimizer, ABC):
     """The walk over rows; a child says what one step does to some of them."""
 
     remembers: ClassVar[dict[str, bool]]
@@ -40,9 +41,9 @@ class _RowOptimizer(torch.optim.Optimizer):
                         for name, values in held.items():
                             state[name][rows] = values
 
+    @abstractmethod
     def move(self, weight_RD: Tensor, gradient_RD: Tensor, held: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
         """Changes weights and what is remembered of them, in place."""
-        raise NotImplementedError
 
 
 class RowSGD(_RowOptimizer):

@@ -40,6 +40,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+from ingest_peers import PEERS, command
 from PIL import Image
 
 from arcface_core.alignment import TEMPLATE_112
@@ -210,9 +211,9 @@ class Stages:
 def profile(root: Path, kind: str) -> dict[str, float]:
     """CPU ms an image by stage, of a real ingest with clocks around its functions."""
     stages = Stages()
-    real = examine.detector
-    examine.detector = lambda config: stages.clocked("find the face", real(config))
-    examine.hashlib = types.SimpleNamespace(sha256=stages.clocked("hash the bytes, twice", examine.hashlib.sha256))
+    real = examine.detector  # type: ignore[attr-defined]
+    examine.detector = lambda config: stages.clocked("find the face", real(config))  # type: ignore[attr-defined]
+    examine.hashlib = types.SimpleNamespace(sha256=stages.clocked("hash the bytes, twice", examine.hashlib.sha256))  # type: ignore[attr-defined]
     for owner, function, name in (
         (file_plan, "write", "list the crawl"), (stage, "write_listing", "list the crawl"), (places, "read_file", "open and read the file"),
         (shards, "sample_id", "hash the bytes, twice"), (examine, "decode", "decode"), (examine, "ranked", "find the face"),
@@ -266,67 +267,6 @@ def make_tars(folder: Path, count: int) -> None:
                 tar.add(f"{number:08x}", facts)
 
 
-# --- peers ---------------------------------------------------------------------------------------------------------------------------
-
-PEERS = {
-    "img2dataset's Resizer": """
-import io, warnings
-from img2dataset.resizer import Resizer
-resizer = Resizer(image_size=112, resize_mode="border", resize_only_if_bigger=KEEPS, skip_reencode=KEEPS)
-held = [open(name, "rb").read() for name in files]
-begin()
-for content in held:
-    assert resizer(io.BytesIO(content))[5] is None
-end()
-""",
-    "img2dataset, whole": """
-import glob, importlib, pathlib, tempfile, pandas, pyarrow.parquet
-main = importlib.import_module("img2dataset.main")
-def one_after_another(processes, downloader, rows, *_):
-    begin()
-    for row in rows:
-        assert downloader(row)[:2] == (True, row), row
-    end()
-main.multiprocessing_distributor = one_after_another
-files = files[::SUBSET]
-with tempfile.TemporaryDirectory() as made:
-    listed = {"url": [pathlib.Path(name).as_uri() for name in files], "identity": [pathlib.Path(name).parent.name for name in files]}
-    pandas.DataFrame(listed).to_parquet(made + "/list.parquet")
-    main.download(url_list=made + "/list.parquet", input_format="parquet", output_folder=made + "/out", output_format="webdataset",
-        image_size=112, resize_only_if_bigger=KEEPS, skip_reencode=KEEPS, processes_count=1, thread_count=1, save_additional_columns=["identity"],
-        number_sample_per_shard=max(1, len(files) // 4), enable_wandb=False)
-    done = [status for name in glob.glob(made + "/out/*.parquet") for status in pyarrow.parquet.read_table(name)["status"].to_pylist()]
-    assert done == ["success"] * len(files), done[:3]
-""",
-    "cleanvision's find_issues": """
-from cleanvision import Imagelab
-files = files[::SUBSET]
-lab = Imagelab(filepaths=files)
-begin()
-lab.find_issues(n_jobs=1, verbose=False)
-end()
-""",
-}
-_AROUND = """
-import glob, json, sys, time
-files = sorted(glob.glob(sys.argv[1] + "/*/*.jpg"))
-took = []
-def begin():
-    took[:] = time.perf_counter(), time.process_time()
-def end():
-    took[:] = time.perf_counter() - took[0], time.process_time() - took[1]
-KEEPS, SUBSET = {keeps}, {subset}
-{program}
-print(json.dumps({{"images": len(files), "wall": took[0], "cpu": took[1]}}))
-"""
-
-
-def peer(python: str, root: Path, program: str, *, keeps: bool) -> dict[str, float]:
-    text = _AROUND.format(keeps=keeps, subset=SUBSET, program=program)
-    quiet = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONWARNINGS": "ignore"}
-    return said([python, "-c", text, str(root / "crawl")], one_core=True, environment=quiet)
-
-
 # --- turns and tables ----------------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +283,12 @@ def said(command: list[str], *, one_core: bool, environment: dict[str, str] | No
 
 def ours(*order: str, one_core: bool = True) -> Any:
     return said([sys.executable, __file__, "--one", *order], one_core=one_core)
+
+
+def peer(python: str, root: Path, program: str, *, keeps: bool) -> dict[str, float]:
+    order, environment = command(python, root, program, keeps=keeps, subset=SUBSET)
+    found: dict[str, float] = said(order, one_core=True, environment=environment)
+    return found
 
 
 def middle(values: list[float], form: str = ",.0f") -> str:
@@ -438,7 +384,7 @@ def main() -> None:
     print(
         f"{os.cpu_count()} cores, {platform.machine()}; simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}; spread: least to most"
     )
-    targets = []
+    targets: list[Target] = []
     for kind, count in (("crops", given.crops), ("photos", given.photos)):
         targets += speed(kind, count, given.repeats, given.peers) if count else []
     targets += memory(given.memory) if given.memory else []

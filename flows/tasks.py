@@ -57,8 +57,8 @@ def adopt(run: RunLayout, config: Config) -> Receipt:
 def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None, keep: bool) -> Receipt:
     decided = read_standing(run.root) if kept_by else None
     before = run.round(of.number - 1).train if kept_by else None
-    stage = train_stage.keep_or_train if keep else train_stage.train
-    return _run(f"round {of.number}, train", stage, run.raw, of.train, config, noise=kept_by, decisions=decided, before=before)
+    more = {"noise": kept_by, "decisions": decided, "before": before, "keep": keep}
+    return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, **more)
 
 
 @_stage

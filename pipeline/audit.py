@@ -12,12 +12,11 @@ from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.fanout import fan_out
-from pipeline.imagine import Imagined as Face
-from pipeline.imagine import imagine, why_none
+from pipeline.imagine import Imagined, imagine, why_none
 from pipeline.layout import RunLayout
 from pipeline.pages import people
 from pipeline.pages.overview import overview
-from pipeline.pages.people import Imagined
+from pipeline.pages.people import Inversion
 from pipeline.pages.text import page
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.report import open_run
@@ -78,7 +77,7 @@ def write_audit(
     title: str,
     identities: int,
     faces: int,
-    inversions: Mapping[str, Sequence[Face]],
+    inversions: Mapping[str, Sequence[Imagined]],
     why_no_inversion: str | None = None,
     settings: Mapping[str, Any] | None = None,
     workers: int = 1,
@@ -133,7 +132,7 @@ def _told(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
     return rows
 
 
-def _write_inversions(faces: Sequence[Face], number: int, out: Path) -> list[Imagined]:
+def _write_inversions(faces: Sequence[Imagined], number: int, out: Path) -> list[Inversion]:
     (out / "inversions").mkdir(exist_ok=True)
     written = []
     for place, face in enumerate(faces):
@@ -141,5 +140,5 @@ def _write_inversions(faces: Sequence[Face], number: int, out: Path) -> list[Ima
             raise ValueError(f"An inversion is given as PNG bytes; got bytes that begin {face.png[:8]!r}.")
         file = f"inversions/{number:06d}-{place}.png"
         (out / file).write_bytes(face.png)
-        written.append(Imagined(file, face.about, face.angle_deg))
+        written.append(Inversion(file, face.about, face.angle_deg))
     return written

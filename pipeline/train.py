@@ -32,15 +32,18 @@ def train(
     noise: Path | None = None,
     decisions: pa.Table | None = None,
     before: Path | None = None,
+    keep: bool = False,
     progress: Progress | None = None,
 ) -> Receipt:
     """Receipt of `out`: backbone, head centers, classes and metrics. With `noise`, only samples of verdict `keep` are trained on, with K = 1;
     `decisions` (those that stand) win over its verdicts, and a relabelled sample is trained under its new identity. `before` is the training by which
-    `noise` was judged, noted in model.json.
+    `noise` was judged, noted in model.json. With `keep` a training that stands is used as it is, though the crawl has grown since, where `kept` allows it.
 
     Raises BadCrawl when fewer than two identities have `train.min_samples` samples; BadCheckpoint when `train.init` does not fit; TrainingFailed when
     the loss is not finite, or a process of several ends. What was trained up to the last checkpoint is gone on with by the next attempt.
     """
+    if keep and (standing := kept(out, raw, config, before=before)):
+        return standing
     if config.train.compile and config.train.recompute:
         raise BadConfig(
             "train.compile and train.recompute exclude each other: torch cannot trace what is computed twice. Set one of them to false."
@@ -55,22 +58,6 @@ def train(
         return counts
 
     return run_stage(out, stage="train", mark=mark, work=work)
-
-
-def keep_or_train(
-    raw: Path,
-    out: Path,
-    config: Config,
-    *,
-    noise: Path | None = None,
-    decisions: pa.Table | None = None,
-    before: Path | None = None,
-    progress: Progress | None = None,
-) -> Receipt:
-    """The receipt of the training that stands, though the crawl has grown since; where none can be kept, `train`. Raises as `kept` and `train`."""
-    return kept(out, raw, config, before=before) or train(
-        raw, out, config, noise=noise, decisions=decisions, before=before, progress=progress
-    )
 
 
 def is_held_out(identity: str, *, share: float, seed: int) -> bool:

@@ -36,8 +36,8 @@ _JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
-class Imagined:
-    """A face that the network imagines for an identity: the file that holds it, of what it is, and its angle to that in degrees."""
+class Inversion:
+    """A face that the network imagined for an identity, as a page shows it: the file that holds it, of what it is, and its angle to that in degrees."""
 
     file: str
     about: str
@@ -53,7 +53,7 @@ class Wave:
     first: int
     names: tuple[str, ...]
     faces: int
-    imagined: Mapping[str, Sequence[Imagined]]
+    imagined: Mapping[str, Sequence[Inversion]]
 
 
 def ranked(run: Path) -> pa.Table:
@@ -82,7 +82,7 @@ def list_facts(people: pa.Table) -> dict[str, Any]:
     }
 
 
-def waves(run: Path, out: Path, names: Sequence[str], faces: int, imagined: Mapping[str, Sequence[Imagined]]) -> list[Wave]:
+def waves(run: Path, out: Path, names: Sequence[str], faces: int, imagined: Mapping[str, Sequence[Inversion]]) -> list[Wave]:
     """The work of drawing the pages of `names`, without the waves whose last script stands already."""
     made = []
     for first in range(0, len(names), WAVE):
@@ -209,7 +209,7 @@ class _Found:
         self._faces, self._strip, self._subcenters = _by_identity(faces), _by_identity(strip), _by_identity(subcenters)
         self._others = {row["identity"]: row for row in others}
 
-    def describe(self, name: str, imagined: Sequence[Imagined]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def describe(self, name: str, imagined: Sequence[Inversion]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """(what the page of `name` is told, rows of the crops on its sheet in order)."""
         rows = self._faces[name]
         tiles, place_of = list(rows), dict[str, int]()

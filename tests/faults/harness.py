@@ -23,7 +23,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 import torch._dynamo  # an optimizer imports it, in seconds: once here instead of in every child
-from prefect import Task
 
 from flows import progress, tasks
 from pipeline import evidence, isolate
@@ -117,7 +116,7 @@ def _be_the_child(scene: Scene, fault: Fault | None) -> None:
 def without_prefect() -> None:
     """Replace the tasks by their functions, and say which stage is entered."""
     for name, value in list(vars(tasks).items()):
-        if isinstance(value, Task):
+        if hasattr(value, "fn"):
             setattr(tasks, name, value.fn)
     inner = tasks._run
 

@@ -161,9 +161,9 @@ def _write_shard(layout: RunLayout, number: str, first: int, planted: list[Plant
                 judged.append(base | evidence | found | {"subcenter_angles_deg": [item.angle_deg]})
     write_twin(layout.raw / f"{stem}.parquet", _table(items, tables.ITEMS), shard.sidecar)
     _write(layout.manifest / f"part-{number}.parquet", manifest, tables.MANIFEST)
-    for number in range(1, rounds + 1):
-        nearest = {} if number == 1 else {"nearest_subcenter": 0}
-        _write(layout.round(number).noise / f"{stem}.parquet", [row | nearest for row in judged], tables.NOISE)
+    for round_number in range(1, rounds + 1):
+        nearest = {} if round_number == 1 else {"nearest_subcenter": 0}
+        _write(layout.round(round_number).noise / f"{stem}.parquet", [row | nearest for row in judged], tables.NOISE)
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

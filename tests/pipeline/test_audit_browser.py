@@ -153,7 +153,7 @@ def test_what_an_injection_would_need_is_refused(browser: Browser, pages: Path) 
         """const tried = []; window.hit = 0;
         try { document.body.innerHTML += '<img src=x onerror="window.hit = 1">'; } catch (error) { tried.push(error.name); }
         const script = document.createElement('script');
-        try { script.src = 'file:///tmp/evil.js'; } catch (error) { tried.push(error.name); }
+        try { script.src = 'file:///evil.js'; } catch (error) { tried.push(error.name); }
         try { addresses.createScriptURL('https://example.invalid/x.js'); } catch (error) { tried.push(error.name); }
         const inline = document.createElement('div');
         try { inline.setAttribute('onclick', 'window.hit = 3'); } catch (error) { tried.push(error.name); }

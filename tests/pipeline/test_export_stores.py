@@ -18,8 +18,8 @@ from pipeline.exporters.stage import export_to
 from pipeline.layout import RunLayout
 from pipeline.verify import verify
 from tests.pipeline.clean_run import write_clean_run
+from tests.pipeline.store_server import SECRET, s3_server
 
-SECRET = "wJalrXUtnFEMI-a-secret-K7MDENG"
 STORED = [form for form, exporter in EXPORTERS.items() if not exporter.is_many_files]
 Fault = Callable[[str, str], int | None]
 """(method, path with query) -> status to answer with, or None"""
@@ -50,31 +50,9 @@ class Faulty:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Faulty]:
     """A server with an empty bucket `exports`."""
-    boto = pytest.importorskip("boto3")
-    server_of = pytest.importorskip("moto.server").ThreadedMotoServer
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_of(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    server._server.app = faulty = Faulty(server._server.app)
-    patch = pytest.MonkeyPatch()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": "/nowhere",
-        "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
-        "AWS_MAX_ATTEMPTS": "1",  # botocore's own attempts would hide ours
-    }.items():
-        patch.setenv(name, value)
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # or those of another module's server would be used
-    client = boto.client("s3")
-    client.create_bucket(Bucket="exports")
-    client.close()
-    yield faulty
-    patch.undo()
-    server.stop()
+    with s3_server("exports", AWS_MAX_ATTEMPTS="1") as (_, server):  # botocore's own attempts would hide ours
+        server._server.app = faulty = Faulty(server._server.app)
+        yield faulty
 
 
 @pytest.fixture

@@ -2,159 +2,30 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset as wds
 
-from pipeline import recordio
 from pipeline.decisions import decide
 from pipeline.errors import BadConfig, BadInput, BadShard, NoSpace
 from pipeline.export import is_current
-from pipeline.exporters import EXPORTERS, stream
+from pipeline.exporters import EXPORTERS
 from pipeline.exporters.base import Wanted
 from pipeline.exporters.stage import export_to, plan_only
 from pipeline.layout import RunLayout
-from pipeline.shards import CropReader
 from tests.pipeline.clean_run import NAMES, config, export_again, planted, write_clean, write_clean_run
+from tests.pipeline.export_readers import READERS, from_imagefolder, from_webdataset, kept, wanted
 from tests.pipeline.fake_run import key_of
-
-Sample = tuple[str, str, str, bytes]
-"""(split, identity, sample_id, picture)"""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
     return write_clean_run(tmp_path_factory.mktemp("exports") / "a run [1]")
-
-
-def wanted(form: str, **changed: Any) -> Wanted:
-    return Wanted(form=form, **{"samples_per_shard": 4, "val": 0.4, **changed})
-
-
-def kept(run: RunLayout) -> dict[str, tuple[str, bytes]]:
-    """sample_id -> (identity, picture), read from manifest and raw shards, past all that is tested."""
-    found = {}
-    places = {row["source_uri"]: row for path in run.raw.glob("raw-*.parquet") for row in pq.read_table(path).to_pylist()}
-    for row in pq.read_table(run.manifest).to_pylist():
-        if row["clean_identity"] is not None:
-            place = places[row["source_uri"]]
-            with CropReader(run.raw / f"{place['shard']}.tar") as crops:
-                found[row["sample_id"]] = row["clean_identity"], crops.read(place["crop_offset"], place["crop_size"])
-    return found
-
-
-# --- what stands in an export, read without our code
-
-
-def names_of(out: Path) -> dict[tuple[str, int], str]:
-    told = json.loads((out / "identities.json").read_text())
-    assert all([row["class_index"] for row in rows] == list(range(len(rows))) for rows in told.values()), "class indices are dense"
-    return {(split, row["class_index"]): row["identity"] for split, rows in told.items() for row in rows}
-
-
-def from_webdataset(out: Path) -> list[Sample]:
-    names = names_of(out)
-    found = []
-    for split in ("train", "val"):
-        for tar in sorted(out.glob(f"{split}-*.tar")):
-            for one in wds.WebDataset(str(tar), shardshuffle=False):
-                told = json.loads(one["json"])
-                assert told["identity"] == names[split, int(one["cls"])] and told["sample_id"] == one["__key__"] and told["source_uri"]
-                found.append((split, told["identity"], one["__key__"], one["jpg"]))
-            twin = pq.read_table(tar.with_suffix(".parquet")).to_pylist()
-            with CropReader(tar, deep=True) as crops:
-                assert [crops.read(row["crop_offset"], row["crop_size"]) for row in twin] == [one[3] for one in found[-len(twin) :]]
-    return found
-
-
-def from_imagefolder(out: Path) -> list[Sample]:
-    folders = {row["folder"]: row for rows in json.loads((out / "identities.json").read_text()).values() for row in rows}
-    rows = {row["file_name"]: row for path in (out / "metadata").glob("*.parquet") for row in pq.read_table(path).to_pylist()}
-    found = []
-    for split in ("train", "val"):
-        # the order in which torchvision's ImageFolder counts: sorted names of folders
-        for number, folder in enumerate(sorted(path.name for path in (out / split).iterdir())):
-            assert folders[folder]["class_index"] == number and unquote(folder) == folders[folder]["identity"]
-            for path in (out / split / folder).iterdir():
-                row = rows.pop(f"{split}/{folder}/{path.name}")
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"] and row["class_index"] == number
-                found.append((split, folders[folder]["identity"], path.stem, path.read_bytes()))
-    assert not rows, "a row without a file"
-    return found
-
-
-def from_recordio(out: Path) -> list[Sample]:
-    names = names_of(out)
-    found = []
-    for split, folder in (("train", out), ("val", out / "val")):
-        lines = [line.split("\t") for line in (folder / "train.lst").read_text().splitlines()]
-        listed = {int(key): name.removesuffix(".jpg") for key, _, name in lines}
-        path = folder / "train.rec"
-        with path.open("rb") as file:
-            for record in recordio.read(file, 0, path.stat().st_size, path.stat().st_size, limit=10**9):
-                one = recordio.image_record(record.content)
-                assert record.problem is None and one is not None
-                if not one.has_vector:
-                    found.append((split, names[split, int(one.labels[0])], listed.pop(one.number), one.content))
-        assert not listed
-        assert (folder / "property").read_text() == f"{sum(where == split for where, _ in names)},112,112\n"
-    return found
-
-
-def from_parquet(out: Path) -> list[Sample]:
-    names = names_of(out)
-    rows = [
-        (split, row)
-        for split in ("train", "val")
-        for path in sorted(out.glob(f"data/{split}-*.parquet"))
-        for row in pq.read_table(path).to_pylist()
-    ]
-    assert all(row["identity"] == names[split, row["class_index"]] and row["source_uri"] for split, row in rows)
-    return [(split, row["identity"], row["sample_id"], row["jpg"]) for split, row in rows]
-
-
-def from_hf(out: Path) -> list[Sample]:
-    names = names_of(out)
-    card = (out / "README.md").read_text()
-    found = []
-    for split in ("train", "val"):
-        assert f"  - split: {split}\n    path: data/{split}-*\n" in card
-        for path in sorted((out / "data").glob(f"{split}-*.parquet")):
-            table = pq.read_table(path)
-            features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-            assert features["image"] == {"_type": "Image"} and list(features) == table.column_names
-            for row in table.to_pylist():
-                assert row["image"]["path"] == f"{row['sample_id']}.jpg" and names[split, row["label"]] == row["identity"]
-                found.append((split, row["identity"], row["sample_id"], row["image"]["bytes"]))
-    return found
-
-
-READERS: dict[str, Callable[[Path], list[Sample]]] = {
-    "webdataset": from_webdataset,
-    "imagefolder": from_imagefolder,
-    "recordio": from_recordio,
-    "parquet": from_parquet,
-    "hf": from_hf,
-}
-
-
-def content(out: Path) -> dict[str, str]:
-    """SHA-256 of every file but the receipt, which has seconds in it."""
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != "_receipt.json"]
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_every_form_has_a_reader_here() -> None:
@@ -183,129 +54,6 @@ def test_an_export_holds_what_was_kept_and_nothing_else(run: RunLayout, form: st
     assert {split: facts["samples"] for split, facts in told["splits"].items()} == Counter(split for split, *_ in found)
     assert receipt.counts["left_out_samples"] == sum(number for number in count.values() if number < 6)
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
-
-
-@pytest.mark.parametrize("form", EXPORTERS)
-def test_how_the_work_is_shared_out_changes_no_byte(run: RunLayout, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for workers in (1, 2, 5):
-        with monkeypatch.context() as patch:
-            patch.setattr(stream, "worker_count", lambda _, workers=workers: workers)  # so many stretches for each, in this process
-            export_to(run.clean, tmp_path / str(workers), wanted(form, samples_per_shard=2), workers=1)
-    assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "5")
-    assert export_to(run.clean, tmp_path / "1", wanted(form, samples_per_shard=2), workers=1).reused
-
-
-def test_two_processes_write_the_same_bytes_as_one(run: RunLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.exporters.recordio.PART_BYTES", 20_000)  # those in the order of the shards: test_export_stores.py
-    for workers in (1, 2):
-        export_to(run.clean, tmp_path / str(workers), wanted("recordio"), workers=workers)
-    assert content(tmp_path / "1") == content(tmp_path / "2")
-
-
-class Killed(BaseException):
-    """What a kill looks like from the inside."""
-
-
-@pytest.mark.parametrize("form", EXPORTERS)
-def test_a_killed_export_goes_on_to_the_same_bytes(run: RunLayout, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export_to(run.clean, tmp_path / "whole", wanted(form), workers=1)
-    out = tmp_path / "out"
-    place = "pipeline.exporters.recordio" if form == "recordio" else "pipeline.exporters.stream"
-    from importlib import import_module
-
-    module = import_module(place)
-    write = module.write_json
-    attempts = written = 0
-
-    def dies(path: Path, value: Any) -> None:
-        nonlocal written
-        if written >= attempts % 2:
-            raise Killed
-        write(path, value)
-        written += 1
-
-    while not out.exists():
-        attempts, written = attempts + 1, 0
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "write_json", dies)
-            try:
-                export_to(run.clean, out, wanted(form), workers=1)
-            except Killed:
-                continue
-        assert attempts < 60
-    assert attempts > 5 and content(out) == content(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("form", EXPORTERS)
-def test_a_kill_when_all_but_the_seal_is_done(run: RunLayout, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export_to(run.clean, tmp_path / "whole", wanted(form), workers=1)
-
-    def dies(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    for place in ("pipeline.exporters.stage.write_json", "pipeline.exporters.stage.shutil.rmtree"):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, dies)
-            with pytest.raises(Killed):
-                export_to(run.clean, tmp_path / "out", wanted(form), workers=1)
-        assert not (tmp_path / "out").exists()
-    export_to(run.clean, tmp_path / "out", wanted(form), workers=1)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-def test_kill_minus_nine_leaves_what_can_be_gone_on_with(run: RunLayout, tmp_path: Path) -> None:
-    program = f"""
-import sys, time
-from pathlib import Path
-from pipeline.exporters import stream
-from pipeline.exporters.base import Wanted
-from pipeline.exporters.stage import export_to
-write = stream.write_json
-def slow(path, value):
-    write(path, value)
-    print("part", flush=True)
-    time.sleep(0.3)
-stream.write_json = slow
-export_to(Path({str(run.clean)!r}), Path({str(tmp_path / "out")!r}), Wanted(form="webdataset", samples_per_shard=4, val=0.4), workers=1)
-"""
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
-    assert child.stdout is not None
-    child.stdout.readline()
-    child.stdout.readline()
-    child.send_signal(signal.SIGKILL)
-    child.stdout.close()
-    assert child.wait() == -signal.SIGKILL and not (tmp_path / "out").exists()
-    [partial] = tmp_path.glob(".out.partial-*")
-    before = {path: path.stat().st_mtime_ns for path in partial.glob("*.tar")}
-    time.sleep(0.01)
-    done = [path.stem for path in (partial / ".parts").glob("*.json")]
-    assert done
-    export_to(run.clean, tmp_path / "out", wanted("webdataset"), workers=1)
-    assert all((tmp_path / "out" / f"{stem}.tar").stat().st_mtime_ns == before[partial / f"{stem}.tar"] for stem in done)
-    export_to(run.clean, tmp_path / "whole", wanted("webdataset"), workers=1)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("form", ["webdataset", "parquet", "hf", "imagefolder"])
-def test_no_part_of_a_damaged_clean_shard_counts_as_written(run: RunLayout, form: str, tmp_path: Path) -> None:
-    clean = tmp_path / "clean"
-    shutil.copytree(run.clean, clean)
-    for place in ("clean-000000", "clean-000003"):
-        tar = clean / f"{place}.tar"
-        whole = tar.read_bytes()
-        tar.write_bytes(whole[:-1] + b"x")
-        with pytest.raises(BadShard, match=rf"{place}.tar differs from the SHA-256"):
-            export_to(clean, tmp_path / "out", wanted(form, samples_per_shard=2), workers=1)
-        assert not (tmp_path / "out").exists()
-        keys = set(pq.read_table(tar.with_suffix(".parquet"))["sample_id"].to_pylist())
-        for path in tmp_path.glob(".out.partial-*/.parts/*.json"):
-            for file in json.loads(path.read_text()):
-                if file["name"].endswith(".parquet"):
-                    assert not keys & set(pq.read_table(path.parents[1] / file["name"])["sample_id"].to_pylist())
-        tar.write_bytes(whole)
-    export_to(clean, tmp_path / "out", wanted(form, samples_per_shard=2), workers=1)
-    export_to(run.clean, tmp_path / "whole", wanted(form, samples_per_shard=2), workers=1)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_recordio_is_not_made_of_damage(run: RunLayout, tmp_path: Path) -> None:

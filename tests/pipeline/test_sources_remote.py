@@ -1,8 +1,7 @@
-"""Crawls elsewhere: a real S3 server and real http servers, both on loopback. Where an address may lead is decided before anything is sent."""
+"""Crawls by http: real servers on loopback. Where an address may lead is decided before anything is sent."""
 
 import datetime
 import http.server
-import logging
 import socket
 import ssl
 import threading
@@ -17,107 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import places, web
-from pipeline.config import Config, IngestConfig
-from pipeline.errors import BadCrawl, BadInput
-from pipeline.ingest import ingest
+from pipeline.config import IngestConfig
+from pipeline.errors import BadCrawl
 from pipeline.sources import recognise
 from pipeline.web import Limits, Refused, TooLarge
-from tests.pipeline.crawl_forms import FORMS, folder, items_of, people, picture, status_of, tar_bytes, webdataset, write
+from tests.pipeline.crawl_forms import FORMS, items_of, people, picture, status_of, tar_bytes, webdataset
 
 LIMITS = Limits(timeout_s=5, max_bytes=10**8, allow_private=True, retry_wait_s=0.01)
 OPEN = IngestConfig(samples_per_shard=5, allow_private_addresses=True)
-
-
-# --- S3
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of a server with an empty bucket `crawls`."""
-    boto = pytest.importorskip("boto3")
-    server_of = pytest.importorskip("moto.server").ThreadedMotoServer
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_of(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "key")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    patch.setenv("AWS_CONFIG_FILE", "/nowhere")
-    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # or those of another module's server would be used
-    client = boto.client("s3")
-    client.create_bucket(Bucket="crawls")
-    client.close()
-    yield f"http://{host}:{port}"
-    patch.undo()
-    server.stop()
-
-
-def uploaded(crawl: Path, name: str) -> str:
-    """The crawl, put into the bucket."""
-    import boto3
-
-    client = boto3.client("s3")
-    root = crawl if crawl.is_dir() else crawl.parent
-    for path in [crawl] if crawl.is_file() else sorted(crawl.rglob("*")):
-        if path.is_file():
-            client.put_object(Bucket="crawls", Key=f"{name}/{path.relative_to(root)}", Body=path.read_bytes())
-    client.close()
-    return f"s3://crawls/{name}" + (f"/{crawl.name}" if crawl.is_file() else "")
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_is_the_same_in_s3(form: str, s3: str, tmp_path: Path) -> None:
-    crawl = FORMS[form][1](tmp_path / "crawl", people())
-    url = uploaded(crawl, form)
-    assert recognise(url, OPEN) == FORMS[form][0]
-    here, there = items_of(crawl, tmp_path / "here"), items_of(url, tmp_path / "there")
-    assert sorted(here, key=lambda item: item.source_uri) == sorted(there, key=lambda item: item.source_uri)
-
-
-def test_a_crawl_in_s3_is_ingested_by_several_processes(s3: str, tmp_path: Path) -> None:
-    crawl = folder(tmp_path / "crawl", people())
-    url = uploaded(crawl, "two")
-    for place, name in ((url, "there"), (crawl, "here")):
-        receipt = ingest(place, tmp_path / name / "raw", Config(workers=2, ingest=OPEN))
-        assert receipt.counts["ok"] == 12
-    names = [path.name for path in (tmp_path / "here" / "raw").glob("raw-*")]
-    assert all((tmp_path / "here" / "raw" / name).read_bytes() == (tmp_path / "there" / "raw" / name).read_bytes() for name in names)
-    assert ingest(url, tmp_path / "there" / "raw", Config(workers=1, ingest=OPEN)).reused
-    uploaded(write(tmp_path / "more", {"0/new.jpg": picture(99)}), "two")
-    assert not ingest(url, tmp_path / "there" / "raw", Config(workers=1, ingest=OPEN)).reused, "a new file is seen"
-
-
-def test_s3_errors_name_the_next_step(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadCrawl, match="There is no crawl at s3://nobucket/x"):
-        recognise("s3://nobucket/x", OPEN)
-    with pytest.raises(BadCrawl, match="There is no crawl at s3://crawls/nothing"):
-        recognise("s3://crawls/nothing", OPEN)
-    with pytest.raises(BadCrawl, match="There is no way to read nonsense://"):
-        recognise("nonsense://a/b", OPEN)
-    import fsspec
-
-    def missing(*_: object, **__: object) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(BadInput, match=r"Reading s3:// needs pip install 'arcface-purify\[s3\]'"):
-        recognise("s3://crawls/x", OPEN)
-
-
-def test_tables_may_point_into_s3(s3: str, tmp_path: Path) -> None:
-    uploaded(write(tmp_path / "crawl", {"a.jpg": picture(1)}), "pictures")
-    rows = [{"identity": "A", "url": f"s3://crawls/pictures/{name}.jpg"} for name in "ab"]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
-    first, second = items_of(tmp_path / "t.parquet", tmp_path / "plan")
-    assert first.content == picture(1) and first.source_url == "s3://crawls/pictures/a.jpg"
-    assert second.problem is not None and second.problem[0] == "unreadable"
-
-
-# --- http
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

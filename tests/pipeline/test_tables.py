@@ -6,13 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import tables
+from pipeline import contract, tables
 from pipeline.errors import SchemaMismatch
 
 
 def test_the_page_is_generated_from_the_schemas() -> None:
     page = Path(__file__).parents[2] / "data" / "README.md"
-    assert page.read_text("utf-8") == tables.page(), "run: python -m pipeline.tables > data/README.md"
+    assert page.read_text("utf-8") == contract.page(), "run: python -m pipeline.contract > data/README.md"
 
 
 def test_every_column_says_what_it_is_and_every_score_which_way_is_better() -> None:

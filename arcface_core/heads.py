@@ -15,6 +15,7 @@ from arcface_core.across import combined, gathered, on_the_first, place, share
 from arcface_core.angles import cosine, normalize
 from arcface_core.fused import own_and_others
 from arcface_core.margins import Margin
+from arcface_core.quality import QualityMargin
 from arcface_core.sampling import drawn
 
 __all__ = ["SubCenterHead"]
@@ -42,6 +43,8 @@ class SubCenterHead(nn.Module):
     `max_negative_cos`: another identity that is nearer to a sample than this (at exactly this it stays) leaves that sample's loss: it may be the same
     person under a second name. Source: insightface's `interclass_filtering_threshold`, which puts such a logit to 0, next to nothing.
 
+    `margin`: one of `quality` belongs to this head alone; it goes by the norms of the features of all processes, and its penalty is part of the loss.
+
     Raises ValueError for fewer than two identities, for more processes than identities, and for other numbers out of range.
     """
 
@@ -51,7 +54,7 @@ class SubCenterHead(nn.Module):
         embedding_dim: int,
         *,
         num_subcenters: int = 3,
-        margin: Margin = Margin(),
+        margin: Margin | QualityMargin = Margin(),
         scale: float = 64.0,
         sample_rate: float = 1.0,
         max_negative_cos: float | None = None,
@@ -76,7 +79,7 @@ class SubCenterHead(nn.Module):
     def logits(self, features_BD: Tensor, class_index_B: Tensor) -> Tensor:
         """`scale * cos`, [B, C], with the margin on the own identity, of a head that is whole: the definition, in B x C x K memory.
 
-        With every identity taking part, `forward` gives its cross-entropy.
+        With every identity taking part, `forward` gives its cross-entropy; beside it a quality margin's penalty, and the norms of the batch are observed first.
         """
         with torch.autocast(features_BD.device.type, enabled=False):
             cos_BCK = cosine(features_BD, self.weight).reshape(len(features_BD), self.num_classes, self.num_subcenters)
@@ -85,10 +88,10 @@ class SubCenterHead(nn.Module):
             logits_BC = self.scale * cos_BC
             if self.max_negative_cos is not None:
                 logits_BC = logits_BC.masked_fill(cos_BC > self.max_negative_cos, -torch.inf)
-            return logits_BC.scatter(1, own_B1, self.scale * self.margin(cos_BC.gather(1, own_B1)))
+            return logits_BC.scatter(1, own_B1, self.scale * self._target(cos_BC.gather(1, own_B1), _norms(features_BD).unsqueeze(1)))
 
     def forward(self, features_BD: Tensor, class_index_B: Tensor) -> Tensor:
-        """Mean cross-entropy of the samples of all processes, in nats, float32 or wider.
+        """Mean cross-entropy of the samples of all processes, with a quality margin's penalty, in nats, float32 or wider.
 
         Called under autocast on a GPU that has bfloat16, the operands of the matrix products are rounded to it, and their sums, the margin and the
         softmax stay float32: a cosine is then off by some 1e-4. On a CPU autocast changes nothing here. Raises ValueError for no sample, and for a
@@ -97,7 +100,7 @@ class SubCenterHead(nn.Module):
         self._check(features_BD, class_index_B)
         narrow = _narrow(features_BD.device)
         with torch.autocast(features_BD.device.type, enabled=False):
-            unit_BD, index_B = gathered(normalize(features_BD), class_index_B, self.group)
+            unit_BD, norm_B, index_B = self._of_all(features_BD, class_index_B)
             identities_S, position_B = self._taking_part(index_B)
             own_B, others_B = own_and_others(
                 unit_BD,
@@ -111,7 +114,30 @@ class SubCenterHead(nn.Module):
             )
             own_B, others_B = combined(own_B, others_B, self.group)
             own_B = own_B.masked_fill((index_B < 0) | (index_B >= self.num_classes), torch.nan)
-            return functional.softplus(others_B - self.scale * self.margin(own_B), threshold=_EXACT_NATS).mean()
+            losses_B = functional.softplus(others_B - self.scale * self._target(own_B, norm_B), threshold=_EXACT_NATS)
+            if isinstance(self.margin, QualityMargin) and norm_B is not None:
+                losses_B = losses_B + self.margin.penalty(norm_B)
+            return losses_B.mean()
+
+    def _of_all(self, features_BD: Tensor, class_index_B: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Unit features, norms (for a quality margin only, which has seen them then) and class indices of the samples of all processes.
+
+        A norm has its gradient on the process that holds the sample's identity, as its own cosine has: on all of them it would count for each.
+        """
+        if not isinstance(self.margin, QualityMargin):
+            unit_BD, index_B = gathered(normalize(features_BD), class_index_B, self.group)
+            return unit_BD, None, index_B
+        joined_BE = torch.cat([normalize(features_BD), _norms(features_BD).unsqueeze(1)], dim=1)
+        joined_BE, index_B = gathered(joined_BE, class_index_B, self.group)
+        norm_B = joined_BE[:, -1]
+        if self.training:
+            self.margin.observe(norm_B.detach())
+        is_here_B = (index_B >= self.first) & (index_B < self.stop)
+        return joined_BE[:, :-1], torch.where(is_here_B, norm_B, norm_B.detach()), index_B
+
+    def _target(self, cos: Tensor, norm: Tensor | None) -> Tensor:
+        target: Tensor = self.margin(cos, norm) if isinstance(self.margin, QualityMargin) else self.margin(cos)
+        return target
 
     def _check(self, features_BD: Tensor, class_index_B: Tensor) -> None:
         if len(features_BD) == 0 or len(features_BD) != len(class_index_B):
@@ -167,7 +193,8 @@ class SubCenterHead(nn.Module):
         return whole[self.first * each : self.stop * each]
 
     def state_tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor] | None:
-        """All that a checkpoint needs, on process 0, whatever the number of processes: `weight`, `draws`, and what the optimiser holds; None on others.
+        """All that a checkpoint needs, on process 0, whatever the number of processes: `weight`, `draws`, what the optimiser holds, and what a quality
+        margin remembers; None on others.
 
         Tensors that the optimiser keeps row by row are gathered, others (a count of steps) are as on process 0. All processes call it.
         """
@@ -177,7 +204,11 @@ class SubCenterHead(nn.Module):
             tensors[f"optimizer.{name}"] = self.whole(value) if value.dim() and len(value) == len(self.weight) else value
         if self.rank:
             return None
+        tensors |= {f"margin.{name}": value for name, value in self._remembered().items()}
         return {name: value for name, value in tensors.items() if value is not None} | {"draws": torch.tensor(self.draws)}
+
+    def _remembered(self) -> dict[str, Tensor]:
+        return dict(self.margin.named_buffers()) if isinstance(self.margin, QualityMargin) else {}
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -185,14 +216,21 @@ class SubCenterHead(nn.Module):
         wanted, got = (self.num_classes * self.num_subcenters, self.weight.shape[1]), tuple(tensors["weight"].shape)
         if got != wanted:
             raise ValueError(f"The checkpoint belongs to another model: its centers are {got}, those of this head {wanted}.")
+        remembered = self._remembered()
+        if missing := [name for name in remembered if f"margin.{name}" not in tensors]:
+            raise ValueError(
+                f"The checkpoint belongs to another model: it holds no {missing[0]} for the margin {type(self.margin).__name__}."
+            )
         self.weight.copy_(self.part(tensors["weight"]))
+        for name, held in remembered.items():
+            held.copy_(tensors[f"margin.{name}"])
         self.draws = int(tensors["draws"])
         for name, value in tensors.items():
             if not name.startswith("optimizer."):
                 continue
             by_row = value.dim() > 0 and len(value) == wanted[0]
-            held = self.part(value).to(self.weight.device, copy=True) if by_row else value.clone()
-            optimizer.state[self.weight][name.removeprefix("optimizer.")] = held
+            own = self.part(value).to(self.weight.device, copy=True) if by_row else value.clone()
+            optimizer.state[self.weight][name.removeprefix("optimizer.")] = own
 
 
 def _first_centers(first: int, stop: int, subcenters: int, dim: int, seed: int) -> Tensor:
@@ -204,6 +242,12 @@ def _first_centers(first: int, stop: int, subcenters: int, dim: int, seed: int) 
         low, high = max(start, first), min(start + _DRAWN_AT_ONCE, stop)
         centers[low - first : high - first] = block[low - start : high - start] * 0.01
     return centers.view(-1, dim)
+
+
+def _norms(features_BD: Tensor) -> Tensor:
+    """Lengths, float32 or wider; the gradient of a zero vector's is zero."""
+    lengths: Tensor = torch.linalg.vector_norm(features_BD, dim=1, dtype=torch.promote_types(features_BD.dtype, torch.float32))
+    return lengths
 
 
 def _narrow(device: torch.device) -> torch.dtype | None:

@@ -102,9 +102,9 @@ class TrainConfig:
     input_px: Annotated[int, Field(ge=16, le=112, multiple_of=16)] = 112
     subcenters: Annotated[int, Field(ge=1, le=64)] = 3
     """K of the first round; later rounds train K = 1 on what was kept."""
-    margin: Literal["arcface", "cosface", "sphereface", "cm1", "cm2", "softmax"] = "arcface"
+    margin: Literal["arcface", "cosface", "sphereface", "cm1", "cm2", "softmax", "adaface", "magface"] = "arcface"
     margin_rad: Annotated[float, Field(ge=0, lt=3.14159)] = 0.5
-    """The additive angular margin m, used when `margin` is `arcface`."""
+    """The additive angular margin m of `arcface`. `adaface` and `magface` are as published for 0.5, and in proportion; the others have none."""
     scale: Positive = 64.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the identities that a step draws, beside those of its samples (Partial FC): for hundreds of thousands of identities and more."""

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from arcface_core.angles import cos_of_deg
-from arcface_core.backbones import build_backbone
+from arcface_core.backbones import build_backbone, let_norms_move
 from arcface_core.heads import SubCenterHead
 from arcface_core.margins import MARGINS, Margin
+from arcface_core.quality import QUALITY_MARGINS, MagFace, QualityMargin
 from arcface_core.schedules import poly, step_decay
 from arcface_core.training import (
     Diverged,
@@ -121,11 +122,14 @@ def _state(job: Job, classes: int, device: torch.device) -> TrainState:
         tensors = load_tensors(path)
         own = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
         put_into(backbone, own or tensors, path)  # a checkpoint of ours, or weights
+    margin = _margin(settings)
+    if isinstance(margin, MagFace):
+        let_norms_move(backbone)
     head = SubCenterHead(
         classes,
         settings.embedding_dim,
         num_subcenters=job.subcenters,
-        margin=_margin(settings),
+        margin=margin,
         scale=settings.scale,
         sample_rate=settings.sample_rate,
         max_negative_cos=None if settings.filter_angle_deg is None else cos_of_deg(settings.filter_angle_deg),
@@ -142,7 +146,10 @@ def _state(job: Job, classes: int, device: torch.device) -> TrainState:
     )
 
 
-def _margin(settings: TrainConfig) -> Margin:
+def _margin(settings: TrainConfig) -> Margin | QualityMargin:
+    if settings.margin in QUALITY_MARGINS:
+        make = QUALITY_MARGINS[settings.margin]
+        return make(margin_rad=settings.margin_rad, scale=settings.scale, embedding_dim=settings.embedding_dim)
     margin = MARGINS[settings.margin]
     return dataclasses.replace(margin, m2_rad=settings.margin_rad) if settings.margin == "arcface" else margin
 

@@ -11,7 +11,7 @@ from arcface_core.backbones.recognise import Recognised, recognise
 from arcface_core.backbones.tiny import TinyResNet
 from arcface_core.backbones.vit import SIZES, VisionTransformer
 
-__all__ = ["BACKBONES", "Recognised", "build_backbone", "recognise"]
+__all__ = ["BACKBONES", "Recognised", "build_backbone", "let_norms_move", "recognise"]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "tiny": TinyResNet,
@@ -37,3 +37,13 @@ def build_backbone(name: str, *, embedding_dim: int = 512, input_px: int = 112, 
             f"The side of the input is a multiple of 16 pixels, got {input_px}. Crops of 112 pixels may be scaled to 48, 64, 96 or 112."
         )
     return BACKBONES[name](embedding_dim=embedding_dim, input_px=input_px, dropout=dropout)
+
+
+def let_norms_move(backbone: nn.Module) -> None:
+    """Lets the last BatchNorm of IResNet and `tiny` scale the features, which others' does anyway: their mean square norm is fixed otherwise.
+
+    For a loss to which norms matter (MagFace, whose own IResNet has it so). Call it before the optimiser is made.
+    """
+    last = getattr(backbone, "features", None)
+    if isinstance(last, nn.BatchNorm1d):
+        last.weight.requires_grad_(True)

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from arcface_core.across import place, share
 from arcface_core.heads import SubCenterHead
+from arcface_core.quality import AdaFace, MagFace
 from arcface_core.row_optimizers import RowAdamW, RowSGD
 from arcface_core.sampling import drawn
 
@@ -20,7 +22,10 @@ CASES: dict[str, dict[str, Any]] = {
     "sampled": {"sample_rate": 0.4},
     "sampled and filtered": {"sample_rate": 0.5, "max_negative_cos": 0.3},
     "nobody else": {"max_negative_cos": -0.999},
+    "adaface": {"margin": partial(AdaFace, new_weight=0.5), "sample_rate": 0.4},
+    "magface": {"margin": partial(MagFace, least_norm=2.0, most_norm=4.0, norm_weight=9.0)},
 }
+"""Settings of the head; a quality margin is made anew for each."""
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +41,8 @@ def shares(ranks: int) -> list[int]:
 def train(case: str, group: Any = None, resume: dict[str, torch.Tensor] | None = None, steps: int = STEPS) -> dict[str, Any]:
     """Steps up to `steps`, from the start or from what is resumed, by one of a group: losses, gradients of its samples' features, votes; the end state."""
     rank, ranks = place(group)
-    head = SubCenterHead(CLASSES, DIM, num_subcenters=K, scale=16.0, seed=5, process_group=group, **CASES[case])
+    settings = {name: value() if name == "margin" else value for name, value in CASES[case].items()}
+    head = SubCenterHead(CLASSES, DIM, num_subcenters=K, scale=16.0, seed=5, process_group=group, **settings)
     optimizer = RowSGD(head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     if resume:
         head.load_state_tensors(resume, optimizer)
@@ -122,9 +128,10 @@ def test_a_checkpoint_of_many_processes_is_that_of_one_and_resumes_on_one(
 ) -> None:
     saved, wanted = spread[0][case]["state"], alone[case]["state"]
     assert [told[case]["state"] for told in spread[1:]] == [None] * (len(spread) - 1)
-    assert saved.keys() == wanted.keys() == {"weight", "draws", "optimizer.momentum_buffer"}
+    remembered = {"margin.mean", "margin.std"} if case == "adaface" else set()
+    assert saved.keys() == wanted.keys() == {"weight", "draws", "optimizer.momentum_buffer"} | remembered
     assert saved["draws"] == wanted["draws"] == (STEPS if "sample_rate" in CASES[case] else 0)
-    assert max(far(saved[name], wanted[name]) for name in ("weight", "optimizer.momentum_buffer")) < 1e-5
+    assert max(far(saved[name], wanted[name]) for name in ("weight", "optimizer.momentum_buffer", *remembered)) < 1e-5
     assert train(case, resume=saved, steps=MORE)["losses"] == pytest.approx(alone[f"{case}, resumed"]["losses"], rel=1e-5)
 
 

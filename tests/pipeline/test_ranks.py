@@ -54,12 +54,14 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def test_a_process_is_killed_and_one_alone_ends_with_the_losses_of_one(raw: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("margin", ["arcface", "adaface"])
+def test_a_process_is_killed_and_one_alone_ends_with_the_losses_of_one(raw: Path, tmp_path: Path, margin: str) -> None:
     """The head is spread over two processes and draws its identities, pictures are augmented; then the training goes on with one process.
 
     The rate is low, and no angle is filtered: where rounding moves a sample from one sub-center to another, or over a threshold, losses differ by more.
     """
-    options = ["train.sample_rate=0.6", "train.augment=['crop','occlusion']", "train.learning_rate=0.01"]
+    # What AdaFace remembers goes from two processes to the one.
+    options = [f"train.margin={margin}", "train.sample_rate=0.6", "train.augment=['crop','occlusion']", "train.learning_rate=0.01"]
     train(raw, tmp_path / "one", config("train.processes=1", *options))
     told = []
 

@@ -254,6 +254,17 @@ def test_weights_that_are_not_finite_are_no_checkpoint(raw: Path, tmp_path: Path
         train(raw, tmp_path / "t", config("train.checkpoint_steps=1"))
 
 
+@pytest.mark.parametrize("margin", ["adaface", "magface"])
+def test_quality_margins_go_through_the_stage(raw: Path, tmp_path: Path, margin: str) -> None:
+    """In bfloat16, with a part of the identities; only MagFace scales the features, and a finished training holds nothing but what any other does."""
+    options = ["train.precision=bfloat16", "train.sample_rate=0.5", "device=cpu"]
+    plain, other = train(raw, tmp_path / "plain", config(*options)), train(raw, tmp_path / "t", config(f"train.margin={margin}", *options))
+    assert other.counts["steps"] == plain.counts["steps"] and other.counts["first_loss"] != plain.counts["first_loss"]
+    weights = [load_tensors(tmp_path / name / "backbone.safetensors") for name in ("plain", "t")]
+    assert weights[0].keys() == weights[1].keys() and bool((weights[1]["features.weight"] == 1).all()) == (margin == "adaface")
+    assert load_tensors(tmp_path / "t" / "head.safetensors").keys() == {"centers"}
+
+
 def test_metrics_of_every_step_and_a_board(raw: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

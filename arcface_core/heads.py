@@ -131,9 +131,8 @@ class SubCenterHead(nn.Module):
         joined_BE, index_B = gathered(joined_BE, class_index_B, self.group)
         norm_B = joined_BE[:, -1]
         if self.training:
-            self.margin.observe(norm_B.detach())
-        is_here_B = (index_B >= self.first) & (index_B < self.stop)
-        return joined_BE[:, :-1], torch.where(is_here_B, norm_B, norm_B.detach()), index_B
+            self.margin.observe(norm_B)
+        return joined_BE[:, :-1].contiguous(), torch.where(self._is_here(index_B), norm_B, norm_B.detach()), index_B
 
     def _target(self, cos: Tensor, norm: Tensor | None) -> Tensor:
         target: Tensor = self.margin(cos, norm) if isinstance(self.margin, QualityMargin) else self.margin(cos)
@@ -148,9 +147,12 @@ class SubCenterHead(nn.Module):
         if not (least >= 0 and most < self.num_classes):
             raise ValueError(f"Class indices are 0 to {self.num_classes - 1}; got {least} to {most}.")
 
+    def _is_here(self, index_B: Tensor) -> Tensor:
+        return (index_B >= self.first) & (index_B < self.stop)
+
     def _taking_part(self, index_B: Tensor) -> tuple[Tensor | None, Tensor]:
         """Which of this process's identities (None: all), and the position of each sample's own among them, -1 where it is elsewhere."""
-        is_here_B = (index_B >= self.first) & (index_B < self.stop)
+        is_here_B = self._is_here(index_B)
         local_B = index_B - self.first
         if self.sample_rate == 1 or not self.training:
             return None, torch.where(is_here_B, local_B, -1)
@@ -164,7 +166,7 @@ class SubCenterHead(nn.Module):
     def nearest(self, features_BD: Tensor, class_index_B: Tensor) -> tuple[Tensor, Tensor]:
         """Class indices of the samples of all processes, and to which sub-center of its identity each is nearest, the lowest on a tie. Both int64."""
         unit_BD, index_B = gathered(normalize(features_BD), class_index_B, self.group)
-        is_here_B = (index_B >= self.first) & (index_B < self.stop)
+        is_here_B = self._is_here(index_B)
         own_BKD = self.weight.view(self.stop - self.first, self.num_subcenters, -1)[(index_B - self.first)[is_here_B]]
         nearest_B = torch.zeros_like(index_B)
         nearest_B[is_here_B] = torch.einsum("bd,bkd->bk", unit_BD[is_here_B], normalize(own_BKD)).argmax(dim=1)

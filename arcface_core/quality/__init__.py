@@ -8,5 +8,5 @@ from arcface_core.quality.magface import MagFace
 
 __all__ = ["QUALITY_MARGINS", "AdaFace", "MagFace", "QualityMargin"]
 
-QUALITY_MARGINS: dict[str, Callable[..., QualityMargin]] = {"adaface": AdaFace.beside, "magface": MagFace.beside}
+QUALITY_MARGINS: dict[str, Callable[..., QualityMargin]] = {"adaface": AdaFace.in_proportion, "magface": MagFace.in_proportion}
 """By name, of (margin_rad, scale, embedding_dim): the margin that is as strong as ArcFace's of `margin_rad`, as published for 0.5."""

@@ -42,7 +42,7 @@ class AdaFace(QualityMargin):
         self.register_buffer("std", torch.tensor(_FIRST_STD))
 
     @classmethod
-    def beside(cls, *, margin_rad: float, scale: float, embedding_dim: int) -> Self:
+    def in_proportion(cls, *, margin_rad: float, scale: float, embedding_dim: int) -> Self:
         """As published beside an ArcFace of 0.5; in proportion to another."""
         return cls(m_rad=0.8 * margin_rad)
 

@@ -18,9 +18,8 @@ class QualityMargin(nn.Module, ABC):
     def forward(self, cos: Tensor, norm: Tensor) -> Tensor:
         """The target logits. Changes nothing that is remembered."""
 
-    @torch.no_grad()
     def observe(self, norm_B: Tensor) -> None:
-        """Told the norms of each training batch, before their targets are asked for."""
+        """Is told the norms of each training batch, before their targets are asked for. Without gradient."""
 
     def penalty(self, norm: Tensor) -> Tensor:
         """What is added to the loss of each sample, in nats."""

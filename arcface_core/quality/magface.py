@@ -28,7 +28,7 @@ class MagFace(QualityMargin):
     """The published constants (section 4, and the code's run scripts): norms 10 to 110, margins 0.45 to 0.8, `norm_weight` (lambda_g) 35, for s = 64.
 
     Norms are clipped first, as in the published code: outside the bounds neither margin nor reward has a gradient by the norm. By the cosine the gradient
-    is 1, as for all margins of this head (see `margins`). The published code leaves the margin out where cos <= 0; here it is asked for at every angle,
+    is 1, as for all margins of this head (see `margins`). The published code leaves the margin out where cos <= 0; here it is asked for up to theta + m = pi,
     because there the reward alone would raise the norms of the very samples that are wrong. Raises ValueError for bounds that are not in order.
     """
 
@@ -51,7 +51,7 @@ class MagFace(QualityMargin):
         self.least_m_rad, self.most_m_rad = least_m_rad, most_m_rad
 
     @classmethod
-    def beside(cls, *, margin_rad: float, scale: float, embedding_dim: int) -> Self:
+    def in_proportion(cls, *, margin_rad: float, scale: float, embedding_dim: int) -> Self:
         """As published beside an ArcFace of 0.5, scale 64 and 512 dimensions; else in proportion, so that the balance of m and g stays where it is."""
         strength, unit = margin_rad / 0.5, math.sqrt(embedding_dim / _DIM)
         return cls(

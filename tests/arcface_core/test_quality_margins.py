@@ -75,10 +75,10 @@ def test_the_published_constants() -> None:
     assert (ada.m_rad, ada.h, ada.new_weight, float(ada.mean), float(ada.std)) == (0.4, 0.333, 0.01, 20, 100)
     assert (mag.least_norm, mag.most_norm, mag.least_m_rad, mag.most_m_rad, mag.norm_weight) == (10, 110, 0.45, 0.8, 35)
     for name, published in (("adaface", ada), ("magface", mag)):
-        beside = QUALITY_MARGINS[name](margin_rad=0.5, scale=64.0, embedding_dim=512)
-        assert vars(beside).keys() == vars(published).keys()
+        proportional = QUALITY_MARGINS[name](margin_rad=0.5, scale=64.0, embedding_dim=512)
+        assert vars(proportional).keys() == vars(published).keys()
         numbers = {key: value for key, value in vars(published).items() if isinstance(value, float)}
-        assert {key: vars(beside)[key] for key in numbers} == pytest.approx(numbers)
+        assert {key: vars(proportional)[key] for key in numbers} == pytest.approx(numbers)
 
 
 def test_every_margin_of_the_settings_is_there() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 PLANS = (("1 M", 1_000_000, 20_000), ("50 M", 50_000_000, 1_000_000), ("260 M", 260_000_000, 4_000_000))
 """(name, images, identities)"""
-_PER_NODE = ("ingest", "export")
-"""Stages whose parts go to all cores of all nodes; the others run on the node of the flow."""
+_PER_NODE = ("ingest", "embed", "export")
+"""Stages whose parts go to all cores of all nodes; the others run on the node of the flow. Where there is a GPU, embed runs on one."""
 
 
 STAGES = {"ingest": 1.0, "train": 2.0, "embed": 2.0, "isolate": 2.0, "manifest": 1.0, "export": 0.5}

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +16,35 @@ from arcface_core.angles import normalize
 from pipeline import shards, tables
 from pipeline.config import Config
 from pipeline.embedders import Embedder, load_embedder
+from pipeline.fanout import fan_out
 from pipeline.models import pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, link, mark_of, read, run_stage
 
-VERSION = 2
+VERSION = 3
 _NAMES = ["sample_id", "identity", "source_uri"]
 
 
 def embed(raw: Path, train: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`: a Parquet file of embeddings per raw shard. Finished shards are not embedded again after a kill, nor, when the crawl grew,
-    those that `out` has by the same model from the same tar and rows: they are linked."""
+    those that `out` has by the same model from the same tar and rows: they are linked. On a GPU one process embeds, else `config.workers` do."""
     model = mark_of(train)
     mark = fingerprint("embed", VERSION, {}, raw=mark_of(raw), train=model)
 
     def work(folder: Path) -> Counts:
-        embedder = load_embedder(train, pick_device(config.device))
+        on_gpu = pick_device(config.device).type != "cpu"
         stems = shards.shard_stems(raw)
-        taken_over = 0
-        total = int((receipt.counts.get("ok") if (receipt := read(raw)) else 0) or 0)
-        samples = 0
-        for stem in stems:
-            done = folder / f"{stem}.parquet"
-            if _is_of(out / f"{stem}.parquet", raw / stem, model):
-                link(out / f"{stem}.parquet", done)
-                taken_over += 1
-            elif not done.exists():
-                _embed_shard(raw / stem, done, embedder, config.embed.batch_size, model)
-            samples += int(pq.read_metadata(done).num_rows)
-            if progress:
-                progress(samples, total)
-        return {"samples": samples, "shards": len(stems), "taken_over": taken_over}
+        taken_over = [stem for stem in stems if _is_of(out / f"{stem}.parquet", raw / stem, model)]
+        for stem in taken_over:
+            link(out / f"{stem}.parquet", folder / f"{stem}.parquet")
+        todo = [
+            _Shard(raw / stem, folder / f"{stem}.parquet", train, model, config.device, config.embed.batch_size)
+            for stem in stems
+            if not (folder / f"{stem}.parquet").exists()
+        ]
+        fan_out(embed_shard, todo, workers=1 if on_gpu else config.workers, progress=progress)
+        _loaded.cache_clear()
+        samples = sum(int(pq.read_metadata(folder / f"{stem}.parquet").num_rows) for stem in stems)
+        return {"samples": samples, "shards": len(stems), "taken_over": len(taken_over)}
 
     return run_stage(out, stage="embed", mark=mark, work=work)
 
@@ -84,16 +85,33 @@ def _is_of(embedded: Path, stem: Path, model: str) -> bool:
     return has == wanted
 
 
-def _embed_shard(stem: Path, out: Path, embedder: Embedder, batch_size: int, model: str) -> None:
-    twin = _samples(stem)
+@dataclass(frozen=True)
+class _Shard:
+    stem: Path
+    out: Path
+    train: Path
+    model: str
+    """The mark of `train`."""
+    device: str
+    batch_size: int
+
+
+@lru_cache(maxsize=1)
+def _loaded(train: Path, model: str, device: str) -> Embedder:
+    """Once per process and training, as `model` tells it from what stood in its folder before."""
+    return load_embedder(train, pick_device(device))
+
+
+def embed_shard(part: _Shard) -> None:
+    """Write the embeddings of one raw shard, in the order of its crops."""
+    embedder = _loaded(part.train, part.model, part.device)
+    twin = _samples(part.stem)
     offsets, sizes = twin["crop_offset"].to_pylist(), twin["crop_size"].to_pylist()
     features = []
-    with shards.CropReader(stem.with_suffix(".tar"), deep=True) as reader:
-        for start in range(0, len(offsets), batch_size):
-            contents = [
-                reader.read(offset, size)
-                for offset, size in zip(offsets[start : start + batch_size], sizes[start : start + batch_size], strict=True)
-            ]
+    with shards.CropReader(part.stem.with_suffix(".tar"), deep=True) as reader:
+        for start in range(0, len(offsets), part.batch_size):
+            end = start + part.batch_size
+            contents = [reader.read(offset, size) for offset, size in zip(offsets[start:end], sizes[start:end], strict=True)]
             features.append(features_of(contents, embedder))
     feature_ND = np.concatenate(features) if features else np.zeros((0, embedder.dim), np.float32)
     unit_ND = normalize(torch.from_numpy(feature_ND)).numpy()
@@ -101,8 +119,8 @@ def _embed_shard(stem: Path, out: Path, embedder: Embedder, batch_size: int, mod
     schema = tables.embeddings(unit_ND.shape[1])
     quality = pa.array(np.linalg.norm(feature_ND, axis=1).astype(np.float32))
     table = pa.Table.from_arrays([twin["sample_id"], twin["identity"], twin["source_uri"], quality, vectors], schema=schema)
-    with atomic(out) as temporary:
-        pq.write_table(table.replace_schema_metadata({**schema.metadata, **_made_of(stem, model)}), temporary, compression="zstd")
+    with atomic(part.out) as temporary:
+        pq.write_table(table.replace_schema_metadata({**schema.metadata, **_made_of(part.stem, part.model)}), temporary, compression="zstd")
 
 
 def features_of(contents: Sequence[bytes], embedder: Embedder) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -80,7 +81,9 @@ def _by_pool(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator
     # Not fork: torch and Arrow hold threads and locks in this process.
     context = multiprocessing.get_context("forkserver")
     watched, held = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(dict(os.environ), watched)) as pool:
+    threads = max(1, worker_count(0) // count)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(environment, watched)) as pool:
         try:
             yield from pool.map(part, parts)
         except BaseException:  # also a signal: what is half done is discarded, not waited for
@@ -91,9 +94,14 @@ def _by_pool(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator
 
 
 def _start(environment: dict[str, str], watched: Connection) -> None:
-    """The caller's environment, credentials of stores among it: that of the fork server is as old as its first use. And an end with the caller."""
+    """The caller's environment, credentials of stores among it: that of the fork server is as old as its first use. And an end with the caller.
+
+    OMP_NUM_THREADS, a worker's share of the cores, is read when torch is loaded; where the fork server has done that already, torch is told.
+    """
     os.environ.clear()
     os.environ.update(environment)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
 
 

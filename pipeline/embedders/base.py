@@ -10,9 +10,6 @@ from torch import Tensor, nn
 MEAN = STD = 127.5
 """Of insightface's models and of ours: (x - 127.5) / 127.5, RGB."""
 
-_PIXELS_AT_A_TIME = 200_000
-"""On a processor: 16 crops of 112 pixels. More at a time leave its cache: of a MobileFaceNet by onnxruntime 256 took a quarter longer, and 1.2 GB more."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Embedder:
@@ -27,7 +24,8 @@ class Embedder:
     """Side of the square input."""
     dim: int
     embed: Callable[[Tensor], Tensor]
-    """uint8 [B, 3, input_px, input_px], RGB -> features [B, dim], float32, on the CPU, not normalised. B may be 0. ValueError for other crops."""
+    """uint8 [B, 3, input_px, input_px], RGB -> features [B, dim], float32, on the CPU, not normalised; on a processor the same to the bit whatever
+    the number of threads. B may be 0. ValueError for other crops."""
     module: nn.Module | None
     """Of a torch model: (x - 127.5) / 127.5 [B, 3, H, W], RGB -> features [B, dim], on its device, frozen. None where there is none."""
 
@@ -46,8 +44,3 @@ def check_crops(images_BCHW: Tensor, input_px: int) -> None:
         raise ValueError(
             f"this embedder takes uint8 crops [B, 3, {input_px}, {input_px}], got {images_BCHW.dtype} {list(images_BCHW.shape)}: scale them first"
         )
-
-
-def crops_at_a_time(input_px: int, device: torch.device) -> int:
-    """How many crops go through a model together. On a GPU all that are given, since whoever embeds chose how many those are."""
-    return max(1, _PIXELS_AT_A_TIME // input_px**2) if device.type == "cpu" else 2**31

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipeline import onnx_files
 from pipeline.config import EmbedderConfig
-from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, crops_at_a_time, three
+from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, three
+from pipeline.embedders.parts import by_parts
 from pipeline.errors import BadConfig, BadInput
 
 METADATA = "arcface_purify."
@@ -43,22 +44,26 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
     content = path.read_bytes()
     onnx_files.check(str(path), content, see="docs/models.md")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1  # threads have parts of their own
     options.log_severity_level = 4
     wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
     there = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
         session = onnxruntime.InferenceSession(content, options, providers=[*there, "CPUExecutionProvider"])
         form = _form(session, config)
-        at_a_time = crops_at_a_time(form.side, torch.device("cuda" if there else "cpu"))
-        features = _Features(session, form, _look(session, content, config), at_a_time)
+        features = _Features(session, form, _look(session, content, config))
         dim = features.tried()
     except Exception as error:  # onnxruntime has errors of its own for every cause
         raise BadInput(f"{path} is no model that embeds faces ({' '.join(str(error).split())[:300]}). {_ADVICE}") from error
 
+    def run(images_BCHW: Tensor) -> Tensor:
+        return torch.from_numpy(features(images_BCHW.numpy()))
+
     def embed(images_BCHW: Tensor) -> Tensor:
         check_crops(images_BCHW, form.side)
-        return torch.from_numpy(features(images_BCHW.numpy())) if len(images_BCHW) else torch.zeros(0, dim)
+        if not len(images_BCHW):
+            return torch.zeros(0, dim)
+        return run(images_BCHW) if there else by_parts(run, images_BCHW, features.batch)
 
     digest = hashlib.sha256(content).hexdigest()
     return Embedder(name=path.stem, kind="onnx", sha256=digest, input_px=form.side, dim=dim, embed=embed, module=None)
@@ -127,15 +132,15 @@ def _numbers(text: str) -> tuple[float, float, float]:
 class _Features:
     """uint8 [B, 3, H, W], RGB -> float32 [B, D]."""
 
-    def __init__(self, session: Any, form: _Form, look: _Look, at_a_time: int) -> None:
+    def __init__(self, session: Any, form: _Form, look: _Look) -> None:
         self._session = session
         self._form = form
         self._look = look
-        self._batch = form.batch
-        self._at_a_time = at_a_time
+        self.batch = form.batch
+        """Pictures that the model takes at a time; None where it takes any number."""
 
     def __call__(self, images_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        step = self._batch or self._at_a_time
+        step = self.batch or len(images_BCHW)
         parts = [self._run(images_BCHW[start : start + step]) for start in range(0, len(images_BCHW), step)]
         return np.concatenate(parts)
 
@@ -144,11 +149,11 @@ class _Features:
         side = self._form.side
         ramp = np.linspace(0, 255, 3 * side * side).reshape(3, side, side).astype(np.uint8)
         pair = np.stack([ramp, 255 - ramp[:, ::-1]])
-        if self._batch is None:
+        if self.batch is None:
             try:
                 self(pair)
             except Exception:  # noqa: BLE001 - of a graph that has the size of a batch fixed inside; the same is asked again, one by one
-                self._batch = 1
+                self.batch = 1
         found, alone = self(pair), np.concatenate([self(pair[:1]), self(pair[1:])])
         if not np.isfinite(found).all():
             raise ValueError("its features are not finite")
@@ -160,8 +165,8 @@ class _Features:
 
     def _run(self, images_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(images_BCHW)
-        if self._batch is not None and count < self._batch:
-            images_BCHW = np.concatenate([images_BCHW, np.repeat(images_BCHW[-1:], self._batch - count, axis=0)])
+        if self.batch is not None and count < self.batch:
+            images_BCHW = np.concatenate([images_BCHW, np.repeat(images_BCHW[-1:], self.batch - count, axis=0)])
         pixels = images_BCHW[:, ::-1] if self._look.is_bgr else images_BCHW
         inputs = (pixels.astype(np.float32) - self._look.mean_C[:, None, None]) / self._look.std_C[:, None, None]
         if self._form.channels_last:

@@ -9,7 +9,8 @@ from arcface_core.backbones import BACKBONES, build_backbone, recognise
 from arcface_core.training import to_input
 from pipeline import shards
 from pipeline.config import EmbedderConfig
-from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, crops_at_a_time, three
+from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, three
+from pipeline.embedders.parts import by_parts
 from pipeline.errors import BadCheckpoint
 from pipeline.models import fit, load_tensors, place
 
@@ -36,13 +37,15 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
     module = place((net if usual else _Adapted(net, config)).eval().requires_grad_(False), device)
 
     @torch.no_grad()
+    def run(images_BCHW: Tensor) -> Tensor:
+        features: Tensor = module(to_input(images_BCHW, device).contiguous(memory_format=torch.channels_last))
+        return features.float().cpu()
+
     def embed(images_BCHW: Tensor) -> Tensor:
         check_crops(images_BCHW, found.input_px)
         if not len(images_BCHW):
             return torch.zeros(0, found.embedding_dim)
-        parts = torch.split(images_BCHW, crops_at_a_time(found.input_px, device))
-        inputs = (to_input(part, device).contiguous(memory_format=torch.channels_last) for part in parts)
-        return torch.cat([module(part).float().cpu() for part in inputs])
+        return by_parts(run, images_BCHW) if device.type == "cpu" else run(images_BCHW)
 
     return Embedder(
         name=found.name,

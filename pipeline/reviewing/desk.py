@@ -231,24 +231,30 @@ class Desk:
         said = self._standing.get(surest[0]["sample_id"]) if surest else None
         if said and said["verdict"] == "relabel":  # the other name was merged into a third by then
             target = said["clean_identity"]
-        rows = self._rows("(m.clean_identity = $name OR m.identity = $name)", {"name": case.identity})
-        moved = {row["sample_id"] for row in rows if row["clean_identity"] == case.identity and row["sample_id"] not in self._standing}
-        moved |= {
-            row["sample_id"]
-            for row in rows
-            if self._standing.get(row["sample_id"], {}).get("verdict") == "keep" and row["identity"] == case.identity
-        }
-        moved |= {
-            sample for sample, said in self._standing.items() if said["verdict"] == "relabel" and said["clean_identity"] == case.identity
-        }
+        moved = self._moved(case.identity)
         if not moved or target == case.identity:
             raise BadInput("Nothing goes by that name any more.")
         return [{"sample_id": sample, "verdict": "relabel", "clean_identity": target, "note": note} for sample in sorted(moved)]
 
+    def _moved(self, identity: str) -> set[str]:
+        """Every sample that goes by the name: kept under it by the rule or by a person, or relabelled to it."""
+        rows = self._rows("(m.clean_identity = $name OR m.identity = $name)", {"name": identity})
+        moved = {row["sample_id"] for row in rows if row["clean_identity"] == identity and row["sample_id"] not in self._standing}
+        moved |= {
+            row["sample_id"]
+            for row in rows
+            if self._standing.get(row["sample_id"], {}).get("verdict") == "keep" and row["identity"] == identity
+        }
+        return moved | {
+            sample for sample, said in self._standing.items() if said["verdict"] == "relabel" and said["clean_identity"] == identity
+        }
+
     def _described(self, case: Case) -> dict[str, Any]:
-        """What a page is told of a case."""
-        if case.key in self._told:
-            return self._told[case.key]
+        """What a page is told of a case; of a merge also how many samples it would move, as things stand now."""
+        told = self._told[case.key] if case.key in self._told else self._describe(case)
+        return told | {"moves": len(self._moved(case.identity))} if case.kind == "merge" else told
+
+    def _describe(self, case: Case) -> dict[str, Any]:
         rows = self._rows("sample_id = $sample", {"sample": case.sample_id})
         self._remember(rows)
         sample = rows[0]

@@ -33,7 +33,7 @@
   const answers = () => {
     const merge = current.kind === "merge";
     return el("div", { class: "answers", role: "group", "aria-label": "Answers" },
-      ...(merge ? [button("M", "Merge into ", () => answer("merge"), current.other), button("A", "Keep apart", () => answer("apart"))]
+      ...(merge ? [button("M", `Merge ${count(current.moves)} ${current.moves === 1 ? "sample" : "samples"} into `, () => answer("merge"), current.other), button("A", "Keep apart", () => answer("apart"))]
         : [button("K", "Keep", () => answer("keep")), button("D", "Drop", () => answer("drop")), current.other ? button("R", "Relabel to ", () => answer("relabel"), current.other) : null, button("O", "Other identity …", openRelabel)]),
       button("S", "Skip", skip), button("U", "Undo", undo));
   };

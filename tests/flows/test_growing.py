@@ -65,13 +65,13 @@ def test_a_crawl_that_grows(tiny_crawl: tuple[Path, Path], monkeypatch: pytest.M
     for module, name in ((evidence, "fit_calibration"), (isolate, "fit_calibration"), (isolate, "fit_fusion")):
         monkeypatch.setattr(module, name, _fitted_once(getattr(module, name)))
     embedded: list[str] = []
-    embed_shard = embed_module._embed_shard
+    embed_shard = embed_module.embed_shard
 
-    def noted(stem: Path, *rest: Any) -> None:
-        embedded.append(stem.name)
-        embed_shard(stem, *rest)
+    def noted(part: Any) -> None:
+        embedded.append(part.stem.name)
+        embed_shard(part)
 
-    monkeypatch.setattr(embed_module, "_embed_shard", noted)
+    monkeypatch.setattr(embed_module, "embed_shard", noted)
     crawl, run = tmp_path / "crawl", tmp_path / "run"
     layout = RunLayout(run)
     shutil.copytree(tiny_crawl[0], crawl)

@@ -1,5 +1,6 @@
 """Any model file as an embedder: the same features as torch, whatever layout and scale the file has; what is hostile or wrong is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from arcface_core.backbones import BACKBONES, build_backbone, recognise
 from arcface_core.training import to_input
 from pipeline.config import EmbedderConfig
-from pipeline.embedders import base, load_embedder
+from pipeline.embedders import load_embedder, parts
 from pipeline.errors import BadCheckpoint, BadInput
 from pipeline.shards import file_sha256
 from tests.pipeline.detector_models import with_outside_weights
@@ -63,15 +64,35 @@ def test_onnx_gives_what_torch_gives(tmp_path: Path, kind: str, monkeypatch: pyt
     embedder = load_embedder(path, CPU, config)
     assert (embedder.kind, embedder.name, embedder.input_px, embedder.dim, embedder.module) == ("onnx", "model", 32, DIM, None)
     assert embedder.sha256 == file_sha256(path)
-    monkeypatch.setattr(base, "_PIXELS_AT_A_TIME", 2 * 32 * 32)
-    in_parts = load_embedder(path, CPU, config).embed(pictures())
     found = embedder.embed(pictures())
+    monkeypatch.setattr(parts, "_PIXELS_AT_A_TIME", 2 * 32 * 32)
+    in_parts = embedder.embed(pictures())
     assert torch.allclose(in_parts, found, atol=1e-6 * float(found.abs().max()))
     assert found.dtype == torch.float32 and relative_error(found, by_torch(net, pictures())) < 1e-5
     assert embedder.embed(pictures(0)).shape == (0, DIM)
     for wrong in (pictures(side=48), pictures().float()):
         with pytest.raises(ValueError, match=r"takes uint8 crops \[B, 3, 32, 32\], got .* scale them first"):
             embedder.embed(wrong)
+
+
+@pytest.mark.parametrize("form", ["onnx", "safetensors"])
+def test_features_are_the_same_to_the_bit_on_any_number_of_cores(tmp_path: Path, form: str) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / f"model.{form}"
+    if form == "onnx":
+        write(path, Net())
+    else:
+        save_file(build_backbone("iresnet18", embedding_dim=DIM, input_px=32).state_dict(), path)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(load_embedder(path, CPU).embed(pictures(count=500)))
+            with ThreadPoolExecutor(1) as pool:  # the number for threads to come, as the next stage's
+                assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("form", ["onnx", "safetensors"])
@@ -111,7 +132,7 @@ def test_weights_of_insightface_as_they_are_published(tmp_path: Path, monkeypatc
     torch.save(state, tmp_path / "backbone.pth")
     torch.save({"epoch": 3, "state_dict_backbone": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "checkpoint.pt")
     wanted = by_torch(net, pictures(side=16))
-    monkeypatch.setattr(base, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
+    monkeypatch.setattr(parts, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
     for name in ("backbone.pth", "checkpoint.pt"):
         embedder = load_embedder(tmp_path / name, CPU)
         assert (embedder.name, embedder.input_px, embedder.dim, embedder.kind) == ("iresnet18", 16, DIM, "torch")

@@ -114,6 +114,7 @@ def test_merge_moves_all_that_goes_by_the_name_and_one_undo_takes_it_back(run: P
     desk = Desk(run)
     desk.answer("Ann", answer_until(desk, "relabel")["key"], "relabel")  # position 9 now goes by Bob
     case = answer_until(desk, "merge")
+    assert case["moves"] == 5
     assert desk.answer("Ann", case["key"], "merge") == 5
     assert standing(run) == {key(position): ("relabel", ANN, "Ann") for position in (9, 10, 11, 12, 13)}
     assert not any(one["kind"] == "merge" for one in desk.next("Ann", most=99))
@@ -132,6 +133,7 @@ def test_a_merge_into_a_name_that_was_merged_follows_it(run: Path) -> None:
 def test_apart_is_remembered_and_keeps_what_was_seen(run: Path) -> None:
     desk = Desk(run)
     case = answer_until(desk, "merge")
+    assert case["moves"] == 5
     assert desk.answer("Ann", case["key"], "apart") == 4
     assert standing(run) == {key(position): ("keep", None, "Ann") for position in range(10, 14)}
     assert not any(one["kind"] == "merge" for one in Desk(run).next("Eve", most=99))

@@ -14,9 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import audit, tables
+from pipeline import audit, embed, tables
 from pipeline.config import Config, IngestConfig
-from pipeline.embed import _embed_shard
 from pipeline.embedders import Embedder
 from pipeline.errors import BadShard
 from pipeline.export import _CleanPart, export_shard
@@ -179,7 +178,7 @@ def _changed(raw: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "message"), [(_cut, "its sidecar says"), (_changed, "differs from the SHA-256")])
 def test_no_stage_learns_from_a_damaged_shard(
-    tiny_crawl: tuple[Path, Path], tmp_path: Path, damage: Callable[[Path], None], message: str
+    tiny_crawl: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], message: str
 ) -> None:
     """Training and embedding read every shard, so they prove each whole once, by its SHA-256."""
     raw = tmp_path / "raw"
@@ -190,8 +189,9 @@ def test_no_stage_learns_from_a_damaged_shard(
     never = Embedder(
         name="none", kind="torch", sha256="", input_px=112, dim=8, embed=lambda images: torch.zeros(len(images), 8), module=None
     )
+    monkeypatch.setattr(embed, "_loaded", lambda *_: never)
     with pytest.raises(BadShard, match=message):
-        _embed_shard(raw / "raw-000000", tmp_path / "out.parquet", never, 8, "model")
+        embed.embed_shard(embed._Shard(raw / "raw-000000", tmp_path / "out.parquet", tmp_path, "model", "cpu", 8))
     assert not (tmp_path / "out.parquet").exists()
 
 

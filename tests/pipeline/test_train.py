@@ -153,8 +153,8 @@ def test_a_shard_is_embedded_again_when_its_rows_or_the_model_have_changed_thoug
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded: list[str] = []
-    embed_shard = embed_module._embed_shard
-    monkeypatch.setattr(embed_module, "_embed_shard", lambda stem, *rest: (embedded.append(stem.name), embed_shard(stem, *rest)))
+    embed_shard = embed_module.embed_shard
+    monkeypatch.setattr(embed_module, "embed_shard", lambda part: (embedded.append(part.stem.name), embed_shard(part)))
     grown = tmp_path / "raw"
     shutil.copytree(raw, grown)
     train(grown, tmp_path / "t", config("train.epochs=1"))

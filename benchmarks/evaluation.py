@@ -226,7 +226,7 @@ def child(way: str, root: Path) -> None:
 
 def _anonymous_gb() -> float:
     """Memory that is no page of a file: such a page the system takes back when it wants memory."""
-    with open("/proc/self/status", encoding="ascii") as file:
+    with Path("/proc/self/status").open(encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024 / 1e9
 
 

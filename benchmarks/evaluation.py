@@ -251,7 +251,12 @@ def ijb(root: Path, scale: float) -> None:
     print(f"\n## IJB-C 1:1, scale {scale:g}\n\n| | ours | published way |\n|---|---|---|")
     for phase in ours["phases"]:
         print(f"| seconds, {phase} | {ours['phases'][phase]:.1f} | {theirs['phases'][phase]:.1f} |")
-    for name, unit in (("seconds", "seconds"), ("cpu", "CPU seconds"), ("gb", "peak GB above imports"), ("own_gb", "of it, peak GB that are no pages of files")):
+    for name, unit in (
+        ("seconds", "seconds"),
+        ("cpu", "CPU seconds"),
+        ("gb", "peak GB above imports"),
+        ("own_gb", "of it, peak GB that are no pages of files"),
+    ):
         print(f"| {unit} | {ours[name]:.2f} | {theirs[name]:.2f} |")
     print(
         f"| TAR at nearest FAR, {', '.join(f'{far:g}' for far in FARS)} | {shown(ours['figures']['nearest'])} | {shown(theirs['figures']['nearest'])} |"

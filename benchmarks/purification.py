@@ -3,7 +3,6 @@
 Per seed: round 1 with K = 3 and with K = 1 on the same crawl (AUROC of the angle), round 2 (K = 1 on what round 1 kept), and a backbone trained
 on the true labels as the ceiling. Verification accuracy on pairs of people whom no crawl knows. Seconds per stage.
 Run: python benchmarks/purification.py [--seeds 3] [--identities 150] [--images 40] [--noise 0.5]        (about 7 minutes a seed on 2 cores)
-     ... --margins arcface adaface magface        the same crawls by each margin, a table each; `margin_rad` is the preset's for all
 """
 
 import argparse
@@ -97,26 +96,22 @@ def main() -> None:
     parser.add_argument("--identities", type=int, default=150)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--noise", type=float, default=0.5)
-    parser.add_argument("--margins", nargs="+", default=["arcface"])
     given = parser.parse_args()
-    found: dict[str, list[dict[str, float]]] = {margin: [] for margin in given.margins}
+    found = []
     for seed in range(given.seeds):
         settings = SyntheticCrawl(identities=given.identities, images=given.images, noise=given.noise, seed=seed)
-        for margin, rows in found.items():
-            with tempfile.TemporaryDirectory() as root:
-                rows.append(one_seed(Path(root), settings, load(preset="demo", overrides=[f"seed={seed}", f"train.margin={margin}"])))
-            print(f"seed {seed}, {margin} done", flush=True)
+        with tempfile.TemporaryDirectory() as root:
+            found.append(one_seed(Path(root), settings, load(preset="demo", overrides=[f"seed={seed}"])))
+        print(f"seed {seed} done", flush=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
     print(
         f"\n{given.identities} identities x {given.images}, {given.noise:.0%} noise, {given.seeds} seeds; {device}; torch {torch.__version__}\n"
     )
-    for margin, rows in found.items():
-        print(f"{margin}\n\n| | mean | seeds |\n|---|---|---|")
-        for name in rows[0]:
-            values = [one[name] for one in rows]
-            digits = 1 if name.startswith("seconds") else 3
-            print(f"| {name} | {statistics.mean(values):.{digits}f} | {', '.join(f'{value:.{digits}f}' for value in values)} |")
-        print()
+    print("| | mean | seeds |\n|---|---|---|")
+    for name in found[0]:
+        values = [one[name] for one in found]
+        digits = 1 if name.startswith("seconds") else 3
+        print(f"| {name} | {statistics.mean(values):.{digits}f} | {', '.join(f'{value:.{digits}f}' for value in values)} |")
 
 
 if __name__ == "__main__":

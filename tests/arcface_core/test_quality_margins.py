@@ -133,6 +133,16 @@ def test_the_loss_of_a_head_is_that_of_its_logits_and_penalty(kind: type[Quality
     assert loss == pytest.approx(float((plain + made.margin.penalty(features.norm(dim=1)).mean()).detach()), rel=1e-9)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("kind", [AdaFace, MagFace])
+def test_a_gpu_has_the_loss_and_the_memory_of_the_processor(kind: type[QualityMargin]) -> None:
+    here, there = head(kind()), head(kind()).cuda()
+    features = of_norms([0.5, 11.0, 20.0, 90.0, 200.0])
+    assert float(there(features.cuda(), INDEX.cuda())) == pytest.approx(float(here(features, INDEX)), rel=1e-5)
+    assert [float(buffer) for buffer in there.buffers()] == pytest.approx([float(buffer) for buffer in here.buffers()], rel=1e-5)
+
+
 def gradient(margin: QualityMargin, norm: float, degrees: float) -> tuple[float, float]:
     """Of the target, by cosine and by norm."""
     cos = torch.tensor([math.cos(math.radians(degrees))], dtype=torch.float64, requires_grad=True)

@@ -1,6 +1,7 @@
 """The `purify` command. What needs torch or Prefect is imported inside the commands, so that `--help` answers at once."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from rich.table import Table
 from flows import crawls, evaluation, exports, inversion, models, operations, questions, reviews, upkeep
 from pipeline.config import Config, Mode, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
-from pipeline.places import Location, located, recorded
+from pipeline.places import Location, recorded
 
 app = App(
     name="purify",
@@ -249,12 +250,14 @@ def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[
     from prefect.exceptions import PrefectException
 
     from flows.purify import purify
-    from pipeline.embedders import locate
-    from pipeline.sources import recognise
+    from pipeline.inputs import check_inputs
+    from pipeline.layout import RunLayout
+    from pipeline.run_folder import claimed
 
-    if config.embedder.model is not None:
-        locate(Path(config.embedder.model), config.embedder)
-    recognise(located(crawl), config.ingest)  # before Prefect's server takes its half a minute to start
+    # What can be refused is refused before Prefect's server takes its half a minute to start.
+    check_inputs(crawl, RunLayout(run), config)
+    with claimed(crawl, RunLayout(run)):
+        pass
     try:
         found: Any = purify(crawl, run, config, **workers)
     except (HTTPError, PrefectException) as error:
@@ -286,15 +289,14 @@ def _render_once(wanted: dict[str, Any], made: Path) -> None:
 def _plan(crawl: str, run: Path, config: Config) -> None:
     from pipeline.config import as_dict
     from pipeline.embedders import load_embedder
-    from pipeline.faces import inputs
+    from pipeline.inputs import check_inputs
     from pipeline.layout import RunLayout
     from pipeline.models import pick_device
     from pipeline.receipts import read
-    from pipeline.sources import recognise
 
-    inputs(config.ingest)  # a detector that does not work is said here too
-    _out.print(f"{recorded(crawl)}: a crawl in the form '{recognise(located(crawl), config.ingest)}'", highlight=False, soft_wrap=True)
     layout = RunLayout(run)
+    form = check_inputs(crawl, layout, config)
+    _out.print(f"{recorded(crawl)}: a crawl in the form '{form}'", highlight=False, soft_wrap=True)
     folders = [layout.raw]
     if config.embedder.model is not None:
         embedder = load_embedder(Path(config.embedder.model), pick_device(config.device), config.embedder)
@@ -344,6 +346,7 @@ def _terminate(*_: object) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code 0: done; 1: failed, and the message says how to mend it; 2: wrong settings or usage; 3: done, beyond a limit."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # errors are told here, in words, without the trace of the engine
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # Prefect's, which warns at the end of a failed flow that it is not done yet
     code, message = 0, ""
     before = signal.signal(signal.SIGTERM, _terminate)  # so that what is half done is discarded, and Prefect's server ended
     try:

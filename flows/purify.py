@@ -18,6 +18,7 @@ from flows.progress import told_in, tolerated
 from flows.workers import RunnerName, fanned
 from pipeline.config import Config, validate
 from pipeline.errors import HeadNotLearned, PurifyError
+from pipeline.inputs import check_inputs
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
@@ -42,6 +43,7 @@ def purify(
     """
     layout = RunLayout(run)
     started = time.perf_counter()
+    check_inputs(crawl, layout, config)
     with claimed(crawl, layout), told_in(layout.root), fanned(task_runner, address, config.workers):
         receipts = _stages(crawl, layout, config)
         record = write_record(crawl, layout, config, receipts, time.perf_counter() - started)

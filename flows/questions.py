@@ -199,10 +199,19 @@ def estimate(run: Path, review: Path) -> None:
     _out.print(table)
 
 
+def check_place(out: Path | None) -> None:
+    """Raise BadInput when no file can be written there."""
+    if out is not None and out.is_dir():
+        raise BadInput(f"{out} is a folder. Give the name of a file.")
+    if out is not None and not out.parent.is_dir():
+        raise BadInput(f"There is no folder {out.parent}. Make it first.")
+
+
 def show(answer: "pa.Table", form: str, out: Path | None) -> None:
     """Print a table in one of the forms, or write it to a file."""
     import pyarrow.parquet as pq
 
+    check_place(out)
     if form == "parquet":
         if out is None and sys.stdout.isatty():
             raise BadInput("Parquet is no text: give --out FILE, or a pipe.")

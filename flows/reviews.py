@@ -60,9 +60,11 @@ def decisions(
     run:
         A run folder.
     """
+    from flows.questions import check_place
     from pipeline.errors import BadInput
     from pipeline.reviewing.exports import EXPORTS
 
+    check_place(out)
     if out is None and format == "parquet" and sys.stdout.isatty():
         raise BadInput("Parquet is no text: give --out FILE, or a pipe.")
     content = EXPORTS[format][0](run)

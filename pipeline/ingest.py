@@ -125,7 +125,7 @@ def _seal(folder: Path, crawl: str, config: IngestConfig) -> Counts:
     kinds = ", ".join(f"{count} {status}" for status, count in by_status.items())
     if bad > config.max_bad_items * items:
         raise BadCrawl(
-            f"{bad / items:.0%} of the items of {recorded(crawl)} are no sample, {config.max_bad_items:.0%} are allowed. Items by status: {kinds}. "
+            f"{100 * bad / items:.3g}% of the items of {recorded(crawl)} are no sample, {100 * config.max_bad_items:.3g}% are allowed. Items by status: {kinds}. "
             "`purify inspect` shows how the crawl was read; if that is what it is, allow more with --max-bad-items 1."
         )
     if usable < 2:

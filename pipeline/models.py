@@ -43,7 +43,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise BadCheckpoint(f"{path} is damaged, or no weights file: {str(error)[:200]}") from error
+        raise BadCheckpoint(f"{path} is damaged, or no weights file: {str(error)[:200] or type(error).__name__}") from error
     except Exception as error:  # UnpicklingError is no subclass of the above
         raise BadCheckpoint(f"{path} holds more than tensors, and is not loaded. Convert it to safetensors where you trust it.") from error
     for name in _STATE_DICTS:

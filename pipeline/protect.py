@@ -72,12 +72,17 @@ def protect(
     return run_stage(out, stage="protect", mark=mark, work=work)
 
 
+def require_set(path: Path) -> None:
+    """Raise BadInput when no set stands there."""
+    if not path.is_dir() and not path.is_file():
+        raise BadInput(f"There is no set to protect at {path}. Give a .bin file of insightface or a folder of images.")
+
+
 def _mark(path: Path) -> str:
+    require_set(path)
     if path.is_dir():
         listed = "\n".join(f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in _files(path))
         return hashlib.sha256(listed.encode()).hexdigest()
-    if not path.is_file():
-        raise BadInput(f"There is no set to protect at {path}. Give a .bin file of insightface or a folder of images.")
     return shards.file_sha256(path)
 
 

@@ -22,11 +22,13 @@ from pipeline.status import told_of
 _PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
 _LOCK = ".lock"
 _OF_A_NEW_RUN = {_LOCK, "forgotten"}
+_BEFORE_ANY_OUTPUT = {"run.json", "forgotten"}
 
 
 @contextlib.contextmanager
 def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iterator[None]:
-    """Holds the run folder for this process, made if it is not there. A folder with nothing but a log of the forgotten is a new run.
+    """Holds the run folder for this process, made if it is not there. A folder with nothing but a log of the forgotten is a new run; so is one
+    in which no stage was finished, whatever crawl was tried there.
 
     Raises StaleInput: when it belongs to another crawl, when it is no run folder and not empty, when another process works in it, and when a
     `forget` was stopped half way, except `to_forget`.
@@ -35,7 +37,8 @@ def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iter
         if run.root.exists() and not run.root.is_dir():
             raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
         owner = _owner(run)
-        if owner is not None and owner != recorded(crawl):
+        is_begun = owner is not None and any(path.name[0] != "." and path.name not in _BEFORE_ANY_OUTPUT for path in run.root.iterdir())
+        if owner != recorded(crawl) and is_begun:
             raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
         if owner is None and run.root.is_dir() and {path.name for path in run.root.iterdir() if not _is_half_written(path)} - _OF_A_NEW_RUN:
             raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
@@ -51,7 +54,7 @@ def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iter
                 half.unlink()
             for parent in (run.root, *run.root.glob("rounds/*")):
                 settle(parent)
-            if owner is None:
+            if owner != recorded(crawl):
                 write_json(run.run_json, {"crawl": recorded(crawl), "finished": False})
             yield
 

@@ -38,7 +38,9 @@ def test_review_of_what_is_no_run_says_what_to_do(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("question", [("report", "summary"), ("query", "from manifest"), ("decisions",)])
-def test_a_file_that_cannot_be_written_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], question: tuple[str, ...]) -> None:
+def test_a_file_that_cannot_be_written_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], question: tuple[str, ...]
+) -> None:
     for out, message in ((tmp_path, "is a folder. Give the name of a file"), (tmp_path / "no" / "x.csv", "There is no folder")):
         with pytest.raises(SystemExit) as stop:
             cli.main([question[0], str(run), *question[1:], "--format", "csv", "--out", str(out)])

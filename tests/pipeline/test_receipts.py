@@ -155,7 +155,7 @@ def test_a_run_folder_belongs_to_one_crawl_and_one_process(tmp_path: Path) -> No
         (run.root / ".planning").mkdir()  # and it is refused, before any stage is finished
     with claimed(tmp_path / "crawl", run):
         run.raw.mkdir()
-    with pytest.raises(StaleInput, match="is the run of another crawl, .*/crawl"), claimed(tmp_path / "other", run):
+    with pytest.raises(StaleInput, match=r"is the run of another crawl, .*/crawl"), claimed(tmp_path / "other", run):
         pass
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.doc").write_text("x")

@@ -2,18 +2,22 @@
 
 1. The paper's rule (vote the dominant sub-center, angle to it) beside the loop of insightface's drop.py re-implemented (per identity: a matrix
    product, an argmax, a bincount, in NumPy) and beside reading the embeddings once (a sum over the array).
-2. The whole isolate stage, from Parquet to verdicts, at growing numbers of samples: seconds, samples per second, peak memory of its process.
+2. The whole isolate stage, from Parquet to verdicts, at growing numbers of samples, by one worker and by two: seconds, samples per second, and the most
+   memory that its processes had together: of their own (anonymous), and with what they map of files, which the system may take back.
 3. A saved query over a manifest of ten million rows.
-Run: python benchmarks/isolation_speed.py [--samples 400000] [--dim 512] [--stage 100000 300000 1000000] [--stage-dim 128] [--manifest-rows 10000000] [--repeats 5]
+Run: python benchmarks/isolation_speed.py [--samples 400000] [--dim 512] [--stage 100000 300000 1000000] [--stage-dim 128]
+     [--stage-workers 1 2] [--manifest-rows 10000000] [--repeats 5]
 """
 
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,29 +127,59 @@ def make(root: Path, samples: int, dim: int) -> None:
         run_stage(root / name, stage=name, mark="0" * 64, work=lambda folder, work=work: work(folder) or {})
 
 
-def stage(root: Path) -> None:
-    """Run in a process of its own: prints seconds, kept share, and peak memory."""
+def memory(pid: int | str) -> tuple[int, int]:
+    """Bytes that a process and its children hold now: of their own, and in all."""
+    try:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    except OSError:  # it has ended
+        return 0, 0
+    own, all_ = (int(status.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "VmRSS"))
+    parts = [memory(child) for child in children]
+    return own + sum(part[0] for part in parts), all_ + sum(part[1] for part in parts)
+
+
+def stage(root: Path, workers: int) -> None:
+    """Run in a process of its own: prints seconds, kept share, and peaks of memory."""
+    peaks, over = [0, 0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            peaks[:] = map(max, zip(peaks, memory(os.getpid()), strict=True))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     started = time.perf_counter()
-    receipt = isolate(root / "raw", root / "train", root / "embeddings", root / "noise", load(overrides=["evaluate.holdout=0.02"]))
+    config = load(overrides=["evaluate.holdout=0.02", f"workers={workers}"])
+    receipt = isolate(root / "raw", root / "train", root / "embeddings", root / "noise", config)
     seconds = time.perf_counter() - started
-    # Not getrusage: its peak is inherited from the process that started this one.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = int(status["VmHWM"].split()[0]) / 2**20
+    over.set()
+    watcher.join()
     total = sum(int(receipt.counts[name] or 0) for name in tables.VERDICTS)
-    print(f"{seconds:.1f} {int(receipt.counts['keep'] or 0) / total:.3f} {peak:.2f}")
+    print(f"{seconds:.1f} {int(receipt.counts['keep'] or 0) / total:.3f} {peaks[0] / 2**30:.2f} {peaks[1] / 2**30:.2f}")
 
 
-def whole_stage(sizes: list[int], dim: int) -> None:
-    print(f"\nIsolate stage, {dim} dimensions, {PER_IDENTITY} samples an identity, 30 % noise; a process each\n")
-    print("| samples | identities | s | samples/s | peak memory, GiB | kept |\n|---|---|---|---|---|---|")
+def whole_stage(sizes: list[int], dim: int, workers: list[int]) -> None:
+    print(f"\nIsolate stage, {dim} dimensions, {PER_IDENTITY} samples an identity, 30 % noise\n")
+    print(
+        "| samples | identities | workers | s | times one | samples/s | own memory, GiB | with mapped files, GiB | kept |\n|" + "---|" * 9
+    )
     for samples in sizes:
         with tempfile.TemporaryDirectory() as name:
             make(Path(name), samples, dim)
-            done = subprocess.run([sys.executable, __file__, "--one-stage", name], check=True, capture_output=True, text=True)
-            seconds, kept, peak = done.stdout.split()
-            print(
-                f"| {samples:,} | {samples // PER_IDENTITY:,} | {seconds} | {samples / float(seconds):,.0f} | {peak} | {kept} |", flush=True
-            )
+            first = 0.0
+            for count in workers:
+                done = subprocess.run(
+                    [sys.executable, __file__, "--one-stage", name, str(count)], check=True, capture_output=True, text=True
+                )
+                shutil.rmtree(Path(name) / "noise")
+                seconds, kept, own, mapped = done.stdout.split()
+                first = first or float(seconds)
+                print(
+                    f"| {samples:,} | {samples // PER_IDENTITY:,} | {count} | {seconds} | {first / float(seconds):.2f} "
+                    f"| {samples / float(seconds):,.0f} | {own} | {mapped} | {kept} |",
+                    flush=True,
+                )
 
 
 def reports(rows: int, repeats: int) -> None:
@@ -179,15 +213,16 @@ def main() -> None:
     parser.add_argument("--stage-dim", type=int, default=128)
     parser.add_argument("--manifest-rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--one-stage", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--stage-workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--one-stage", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one_stage:
-        stage(given.one_stage)
+        stage(Path(given.one_stage[0]), int(given.one_stage[1]))
         return
     print(f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}")
     if given.samples:
         paper_rule(given.samples, given.dim, given.repeats)
-    whole_stage(given.stage, given.stage_dim)
+    whole_stage(given.stage, given.stage_dim, given.stage_workers)
     if given.manifest_rows:
         reports(given.manifest_rows, given.repeats)
 

@@ -113,7 +113,7 @@ def run(
     ] = None,
     task_runner: Annotated[
         Literal["processes", "threads", "dask", "ray"],
-        Parameter(help="Who does the parts of ingest, embed and export; dask and ray are extras. Changes no result."),
+        Parameter(help="Who does the parts of ingest, embed, isolate, export and audit; dask and ray are extras. Changes no result."),
     ] = "processes",
     address: Annotated[str | None, Parameter(help="Of a Dask or Ray cluster that exists; without, one is started on this machine.")] = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,

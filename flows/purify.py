@@ -38,7 +38,7 @@ def purify(
         crawl: a path or a URL, in one of the forms of docs/crawls.md.
         run: the run folder; not there, empty, or of the same crawl.
         config: settings; what is left out has its default.
-        task_runner: who does the parts of ingest, embed and export: processes or threads of this machine, a Dask or a Ray cluster. Changes no result.
+        task_runner: who does the parts of ingest, embed, isolate, export, audit: processes or threads of this machine, a Dask or Ray cluster. Changes no result.
         address: of a Dask or Ray cluster that exists, as tcp://scheduler:8786 or ray://head:10001; without, one is started on this machine.
     """
     layout = RunLayout(run)

@@ -6,14 +6,16 @@ The folder is the counterpart of a training: classes, centers, the model. What f
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from arcface_core.noise.centers import cluster_groups, groups_of_one_size
-from pipeline import receipts, shards, tables
+from pipeline import receipts, tables
 from pipeline.buckets import Claims, split
 from pipeline.config import Config
 from pipeline.decisions import digest
@@ -63,19 +65,18 @@ def is_given(train: Path) -> bool:
 
 
 def _kept(noise: Path, decisions: pa.Table | None) -> Claims:
-    decided = {} if decisions is None else {row["sample_id"]: row for row in decisions.to_pylist()}
+    return partial(_claims, noise, {} if decisions is None else {row["sample_id"]: row for row in decisions.to_pylist()})
 
-    def claims(stem: str, uris: list[str], identities: list[str]) -> list[str | None]:
-        judged = pq.read_table(noise / f"{stem}.parquet", columns=["source_uri", "sample_id", "verdict"]).to_pylist()
-        said = {row["source_uri"]: decided.get(row["sample_id"], row) for row in judged}
-        found: list[str | None] = []
-        for uri, identity in zip(uris, identities, strict=True):
-            verdict = said[uri]["verdict"]
-            relabelled = said[uri].get("clean_identity") if verdict == "relabel" else None  # proposed by a rule, it has none
-            found.append(identity if verdict == "keep" else relabelled)
-        return found
 
-    return claims
+def _claims(noise: Path, decided: dict[str, dict[str, Any]], stem: str, uris: list[str], identities: list[str]) -> list[str | None]:
+    judged = pq.read_table(noise / f"{stem}.parquet", columns=["source_uri", "sample_id", "verdict"]).to_pylist()
+    said = {row["source_uri"]: decided.get(row["sample_id"], row) for row in judged}
+    found: list[str | None] = []
+    for uri, identity in zip(uris, identities, strict=True):
+        verdict = said[uri]["verdict"]
+        relabelled = said[uri].get("clean_identity") if verdict == "relabel" else None  # proposed by a rule, it has none
+        found.append(identity if verdict == "keep" else relabelled)
+    return found
 
 
 def _cluster(
@@ -88,11 +89,11 @@ def _cluster(
     progress: Callable[[int, int], None] | None,
 ) -> Counts:
     names: list[str] = pq.read_table(raw / "identities.parquet", filters=[("samples", ">", 0)])["identity"].to_pylist()
-    index = {name: number for number, name in enumerate(names)}
-    buckets = split(embeddings, shards.shard_stems(embeddings), index, folder / ".buckets", claims=claims)
+    buckets = split(raw, embeddings, pa.chunked_array([names], pa.string()), folder / ".buckets", claims=claims)
     centers_CKD = torch.zeros(len(names), subcenters, buckets.dim)
     size_C = torch.zeros(len(names), dtype=torch.int64)
-    for number, bucket in enumerate(buckets):
+    for number in range(buckets.count):
+        bucket = buckets.read(number)
         class_N, unit_ND = torch.from_numpy(bucket.class_N), torch.from_numpy(bucket.unit_ND).to(device)
         size_C += torch.bincount(class_N, minlength=len(names))
         for identity_G, place_Gn in groups_of_one_size(class_N, buckets.dim):

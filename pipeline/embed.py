@@ -141,7 +141,11 @@ def features_of_pixels(pixels_BHWC: NDArray[np.uint8], embedder: Embedder) -> ND
 def read_embeddings(path: Path) -> tuple[list[str], list[str], NDArray[np.float32], NDArray[np.float32]]:
     """(source_uri, identity, quality [N], unit embeddings [N, D]) of one shard."""
     table = pq.read_table(path)
-    vectors = table["embedding"].combine_chunks()
-    dim = vectors.type.list_size
-    flat = vectors.flatten().to_numpy(zero_copy_only=False) if table.num_rows else np.zeros(0, np.float32)
-    return table["source_uri"].to_pylist(), table["identity"].to_pylist(), table["quality"].to_numpy(), flat.reshape(-1, dim)
+    return table["source_uri"].to_pylist(), table["identity"].to_pylist(), table["quality"].to_numpy(), vectors_of(table["embedding"])
+
+
+def vectors_of(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Embeddings [N, D] of a column of them."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False) if len(column) else np.zeros(0, np.float32)
+    vectors: NDArray[np.float32] = flat.reshape(-1, column.type.list_size)
+    return vectors

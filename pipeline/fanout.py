@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -50,34 +51,74 @@ def fan_out(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progres
 
     Raises WorkerLost when processes die even one at a time.
     """
+    return list(each_of(part, parts, workers=workers, progress=progress))
+
+
+def each_of(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progress: Progress | None = None) -> Iterator[R]:
+    """The results of `fan_out` one after another, for who folds them and holds none."""
     count = min(worker_count(workers), len(parts))
     mapper = _mapper.get()
-    results: list[R] = []
-    for result in mapper(part, parts) if mapper else map(part, parts) if count <= 1 else _over_processes(part, parts, count):
-        results.append(result)
+    results = mapper(part, parts) if mapper else map(part, parts) if count <= 1 else _over_processes(part, parts, count)
+    for done, result in enumerate(results, start=1):
+        yield result
         if progress:
-            progress(len(results), len(parts))
-    return results
+            progress(done, len(parts))
+
+
+@contextlib.contextmanager
+def workers_kept(workers: int) -> Iterator[None]:
+    """While it lasts, the processes of one `fan_out` do the next one too: to start one takes seconds, since it imports torch and Arrow."""
+    with contextlib.ExitStack() as stack:
+        token = _kept.set(_Processes(worker_count(workers), stack))
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
+@dataclass
+class _Processes:
+    """Worker processes, started when they are first wanted; they end with `stack`."""
+
+    count: int
+    stack: contextlib.ExitStack
+    pool: ProcessPoolExecutor | None = None
+
+    def map(self, part: Callable[[P], R], parts: Sequence[P]) -> Iterator[R]:
+        if self.pool is None:
+            self.pool = self.stack.enter_context(_pool(self.count))
+        return self.pool.map(part, parts)
+
+    def halve(self) -> None:
+        self.stack.close()
+        self.pool = None
+        self.count //= 2
+
+
+_kept: ContextVar[_Processes | None] = ContextVar("kept", default=None)
 
 
 def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator[R]:
     done = 0
-    while done < len(parts):
-        try:
-            for result in _by_pool(part, parts[done:], count):
-                done += 1
-                yield result
-        except BrokenProcessPool as error:
-            if count == 1:
-                raise WorkerLost(
-                    "A worker process was killed, also when it worked alone. Most often the memory was full (see `dmesg`): give the machine more, "
-                    "or smaller shards (--set ingest.samples_per_shard=2000). The same command goes on where it stopped."
-                ) from error
-            count //= 2
-            _log.warning("A worker process was killed. Its part is done again, now with %d at a time.", count)
+    with contextlib.ExitStack() as stack:
+        processes = _kept.get() or _Processes(count, stack)
+        while done < len(parts):
+            try:
+                for result in processes.map(part, parts[done:]):
+                    done += 1
+                    yield result
+            except BrokenProcessPool as error:
+                if processes.count == 1:
+                    raise WorkerLost(
+                        "A worker process was killed, also when it worked alone. Most often the memory was full (see `dmesg`): give the machine more, "
+                        "or smaller shards (--set ingest.samples_per_shard=2000). The same command goes on where it stopped."
+                    ) from error
+                processes.halve()
+                _log.warning("A worker process was killed. Its part is done again, now with %d at a time.", processes.count)
 
 
-def _by_pool(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator[R]:
+@contextlib.contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
     # Not fork: torch and Arrow hold threads and locks in this process.
     context = multiprocessing.get_context("forkserver")
     watched, held = context.Pipe(duplex=False)
@@ -85,7 +126,7 @@ def _by_pool(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(environment, watched)) as pool:
         try:
-            yield from pool.map(part, parts)
+            yield pool
         except BaseException:  # also a signal: what is half done is discarded, not waited for
             held.close()
             raise

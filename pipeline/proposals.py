@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from arcface_core.angles import angle_deg, rowwise_cosine
 from arcface_core.noise.rivals import RivalSearch
 from pipeline import tables
 from pipeline.duck import every, fetch
-from pipeline.evidence import LEAST_SECOND, SPLIT_SHARE, Identities
+from pipeline.gathered import LEAST_SECOND, SPLIT_SHARE, Identities
+from pipeline.names import Names
 from pipeline.receipts import atomic
 
 MERGE_SHARE, REVIEW_SHARE = 0.9, 0.4
@@ -32,10 +36,17 @@ def write_proposals(evidence: Path, out: Path, known: Identities, rivals: RivalS
     return table
 
 
-def overlapping(proposals: pa.Table) -> set[tuple[str, str]]:
-    """Both orders of every pair of names that may be one person."""
-    pairs = [(row["identity"], row["other_identity"]) for row in proposals.to_pylist() if row["kind"] != "split"]
-    return {*pairs, *((other, one) for one, other in pairs)}
+def overlapping(proposals: pa.Table, names: Names) -> NDArray[np.int64]:
+    """Both orders of every pair of names that may be one person, as `pair_code`, rising."""
+    pairs = proposals.filter(pc.not_equal(proposals["kind"], "split"))
+    one_M, other_M = names.classes(pairs["identity"]), names.classes(pairs["other_identity"])
+    count = len(names.array())
+    return np.sort(np.concatenate([pair_code(one_M, other_M, count), pair_code(other_M, one_M, count)]))
+
+
+def pair_code(one_N: NDArray[np.int64], other_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """A number for each pair of two of `count` classes."""
+    return one_N * count + other_N
 
 
 def _overlaps(evidence: Path, known: Identities, clean_deg: float) -> list[dict[str, Any]]:
@@ -43,26 +54,29 @@ def _overlaps(evidence: Path, known: Identities, clean_deg: float) -> list[dict[
         db.execute("SET temp_directory = ?", [str(evidence / ".spill")])
         pairs = fetch(
             db,
-            """WITH clean AS (FROM read_parquet($evidence) WHERE consensus_angle_deg <= $clean),
-                    sizes AS (SELECT identity, count(*) AS samples FROM clean GROUP BY identity),
-                    near AS (SELECT identity, other_identity, count(*) AS near FROM clean WHERE other_angle_deg <= $clean GROUP BY ALL)
-               SELECT a.identity, a.other_identity, a.near / s.samples AS share_near, b.near / t.samples AS other_share_near
-               FROM near a JOIN near b ON b.identity = a.other_identity AND b.other_identity = a.identity AND a.identity < b.identity
-               JOIN sizes s ON s.identity = a.identity JOIN sizes t ON t.identity = b.identity
+            """WITH clean AS (SELECT class, other_class, other_angle_deg FROM read_parquet($evidence) WHERE consensus_angle_deg <= $clean),
+                    sizes AS (SELECT class, count(*) AS samples FROM clean GROUP BY class),
+                    near AS (SELECT class, other_class, count(*) AS near FROM clean WHERE other_angle_deg <= $clean GROUP BY ALL)
+               SELECT a.class AS one, a.other_class AS other, a.near / s.samples AS share_near, b.near / t.samples AS other_share_near
+               FROM near a JOIN near b ON b.class = a.other_class AND b.other_class = a.class AND a.class < b.class
+               JOIN sizes s ON s.class = a.class JOIN sizes t ON t.class = b.class
                WHERE least(share_near, other_share_near) >= $least ORDER BY ALL""",
             {"evidence": every(evidence, "raw-*.parquet"), "clean": clean_deg, "least": REVIEW_SHARE},
         ).to_pylist()
     rows = []
     for pair in pairs:
-        one, other = known.index[pair["identity"]], known.index[pair["other_identity"]]
+        one, other = pair["one"], pair["other"]
         masses = float(known.mass_C[one]), float(known.mass_C[other])
         if min(masses) < LEAST_SECOND:
             continue
         is_merge = min(pair["share_near"], pair["other_share_near"]) >= MERGE_SHARE
         rows.append(
-            pair
-            | {
+            {
                 "kind": "merge" if is_merge else "review",
+                "identity": known.names.one(one),
+                "other_identity": known.names.one(other),
+                "share_near": pair["share_near"],
+                "other_share_near": pair["other_share_near"],
                 "samples": round(masses[0]),
                 "other_samples": round(masses[1]),
                 "center_angle_deg": float(angle_deg(rowwise_cosine(known.consensus_CD[[one]], known.consensus_CD[[other]]))),
@@ -76,14 +90,15 @@ def _splits(known: Identities, rivals: RivalSearch, clean_deg: float) -> list[di
     chosen = is_split_C.nonzero()[:, 0]
     if len(chosen) == 0:
         return []
-    nearest, away = rivals.nearest(known.second_CD[chosen], chosen, 1)
+    device = rivals.centers_CD.device
+    nearest, away = (found.cpu() for found in rivals.nearest(known.second_CD[chosen].to(device), chosen.to(device), 1))
     apart = angle_deg(rowwise_cosine(known.consensus_CD[chosen], known.second_CD[chosen]))
     second = torch.where(away <= clean_deg, nearest, torch.full_like(nearest, -1))[:, 0]
     return [
         {
             "kind": "split",
-            "identity": known.names[one],
-            "other_identity": known.names[other] if other >= 0 else None,
+            "identity": known.names.one(one),
+            "other_identity": known.names.one(other) if other >= 0 else None,
             "samples": round(float(known.mass_C[one])),
             "other_samples": round(float(known.second_mass_C[one])),
             "share_near": None,

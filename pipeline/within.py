@@ -1,60 +1,58 @@
-"""Facts of every sample that only its identity as a whole can tell, in memory-mapped files by number of the sample in the round."""
+"""Facts of every sample that only its identity as a whole can tell, in files by number of the sample in the round.
 
-from dataclasses import dataclass
+Workers find them out bucket by bucket; the caller alone puts them into these files, so that nobody writes where another one maps.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.buckets import new_array
+from pipeline.files import new_array
 
 
-@dataclass(frozen=True)
-class WithinIdentity:
-    """Angles in degrees, float32; NaN where there is nothing to compare with."""
+def kind_of_sample(subcenters: int) -> np.dtype[np.void]:
+    """What is known of a sample. Angles in degrees, NaN where there is nothing to compare with.
 
-    subcenter_deg_NK: NDArray[np.float32]
-    angle_deg_N: NDArray[np.float32]
-    density_deg_N: NDArray[np.float32]
-    stand_in_N: NDArray[np.int64]
-    """Number of the near duplicate that stands for the sample; its own when it stands for itself."""
-    worth_N: NDArray[np.float64]
+    row, class     number of the sample in the round, and its identity
+    subcenters     angle to each sub-center of its identity
+    angle          to the consensus of the others of its identity
+    density        to its nearest others (`Consensus.density_Gn`)
+    stand_in       number of the near duplicate that stands for the sample; its own when it stands for itself
+    """
+    facts: list[Any] = [("row", "<i8"), ("class", "<i8"), ("subcenters", "<f4", (subcenters,)), ("angle", "<f4"), ("density", "<f4")]
+    return np.dtype([*facts, ("stand_in", "<i8")])
+
+
+def put_together(path: Path, parts: Iterable[Path], kind: np.dtype[np.void], samples: int) -> None:
+    """The facts of all samples in their order, out of files of some each, which are removed."""
+    whole = new_array(path, kind, (samples,)) if samples else np.zeros(0, kind)
+    for part in parts:
+        facts_N = np.load(part)
+        whole[facts_N["row"]] = facts_N
+        part.unlink()
+    if isinstance(whole, np.memmap):
+        whole.flush()
+
+
+def salts(key_N: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """A pseudo-random number >= 0 for each sample_id."""
+    first_N = np.ascontiguousarray(key_N).view("<u8").reshape(len(key_N), key_N.itemsize // 8)[:, 0]
+    return (first_N * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)).astype(np.int64)
+
+
+def worth_of(twin: Path, uris: pa.ChunkedArray) -> NDArray[np.float64]:
     """Which of two near duplicates is to be kept: area of the face as crawled in whole pixels, then sharpness, as a fraction below 1."""
-    key_N: NDArray[np.bytes_]
-
-
-def open_arrays(folder: Path, samples: int, subcenters: int, raw: Path, embeddings: Path, stems: list[str]) -> WithinIdentity:
-    """New arrays in `folder`, empty but for keys and worth."""
-    folder.mkdir(exist_ok=True)
-
-    def array(name: str, kind: str, *width: int) -> NDArray[Any]:
-        return new_array(folder / name, kind, (samples, *width)) if samples else np.zeros((0, *width), kind)
-
-    within = WithinIdentity(
-        array("subcenters", "<f4", subcenters),
-        array("angle", "<f4"),
-        array("density", "<f4"),
-        array("stand_in", "<i8"),
-        array("worth", "<f8"),
-        array("key", "S64"),
-    )
-    row = 0
-    for stem in stems:
-        table = pq.read_table(embeddings / f"{stem}.parquet", columns=["sample_id", "source_uri"])
-        rows = slice(row, row + table.num_rows)
-        within.key_N[rows] = table["sample_id"].to_pylist()
-        within.worth_N[rows] = _worth(raw / f"{stem}.parquet", table["source_uri"].to_pylist())
-        row += table.num_rows
-    return within
-
-
-def _worth(twin: Path, uris: list[str]) -> list[float]:
     columns = ("width_px", "height_px", "face_width_px", "face_height_px", "sharpness")
     table = pq.read_table(twin, columns=["source_uri", *columns])
-    worth = {}
-    for uri, width, height, face_width, face_height, sharpness in zip(*table.to_pydict().values(), strict=True):
-        area = face_width * face_height if face_width and face_height else (width or 0) * (height or 0)
-        worth[uri] = round(area) + (sharpness or 0.0) / (1 + (sharpness or 0.0))
-    return [worth.get(uri, 0.0) for uri in uris]
+    width, height, face_width, face_height, sharpness = (pc.fill_null(table[name].cast(pa.float64()), 0.0).to_numpy() for name in columns)
+    face = face_width * face_height
+    worth = np.rint(np.where(face > 0, face, width * height)) + sharpness / (1 + sharpness)
+    place = pc.index_in(uris, value_set=table["source_uri"].combine_chunks())
+    found: NDArray[np.float64] = pc.fill_null(pa.array(worth).take(place.combine_chunks()), 0.0).to_numpy(zero_copy_only=False)
+    return found

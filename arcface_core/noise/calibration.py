@@ -145,7 +145,8 @@ def fit_calibration(own: AngleHistogram, null: AngleHistogram) -> Calibration:
     if own.total == 0:
         raise ValueError("no own angles to calibrate on: judge at least one identity with two samples first")
     counts_B = own.counts.double()
-    noise_FB = torch.cat([_attracted(_null_density(null.counts.double()), degrees) for degrees in _MEAN_ATTRACTIONS_DEG])
+    null_B = _null_density(null.counts.double())
+    noise_FB = torch.cat([_attracted(null_B, degrees) for degrees in _MEAN_ATTRACTIONS_DEG])
     attraction_F = torch.tensor(_MEAN_ATTRACTIONS_DEG, dtype=torch.float64).repeat_interleave(2).repeat(len(_SHAPES))
     start_deg = own.quantile_deg(0.3)
     rate_F, noise_FB, mixture_FB = _fit_each(counts_B, noise_FB, start_deg)
@@ -257,18 +258,17 @@ def _fit_each(counts_B: Tensor, noise_AB: Tensor, start_deg: float) -> tuple[Ten
 def _fit_shape(counts_B: Tensor, noise_AB: Tensor, shape: Callable[[Tensor], Tensor], start_deg: float) -> tuple[Tensor, Tensor]:
     """Noise rate [A] and mixture density [A, B] for one shape of the clean angles."""
     middle_B = _middles()
+    total = counts_B.sum()
+    moments_B3 = counts_B[:, None] * torch.stack([torch.ones_like(middle_B), middle_B, middle_B**2], dim=1)
     rate = torch.full((len(noise_AB), 1), 0.3, dtype=torch.float64)
     mean, deviation = torch.full_like(rate, start_deg), torch.full_like(rate, 10.0)
     prior_deviation, prior_weight = _CLEAN_DEVIATION_PRIOR
     for _ in range(_EM_STEPS):
-        clean_AB = _normalised(shape((middle_B - mean) / deviation))
-        noise_mass = rate * noise_AB
-        noisy = counts_B * noise_mass / (noise_mass + (1 - rate) * clean_AB)
-        clean = counts_B - noisy
-        clean_total = clean.sum(dim=-1, keepdim=True)
-        rate = (noisy.sum(dim=-1, keepdim=True) + 1) / (counts_B.sum() + 4)
-        mean = ((clean * middle_B).sum(dim=-1, keepdim=True) + _CLEAN_MEAN_PRIOR * start_deg) / (clean_total + _CLEAN_MEAN_PRIOR)
-        scatter = (clean * (middle_B - mean) ** 2).sum(dim=-1, keepdim=True)
+        clean_AB = _normalised(shape((middle_B - mean) / deviation)) * (1 - rate)
+        clean_total, first, second = torch.split((clean_AB / (rate * noise_AB + clean_AB)) @ moments_B3, 1, dim=1)
+        rate = (total - clean_total + 1) / (total + 4)
+        mean = (first + _CLEAN_MEAN_PRIOR * start_deg) / (clean_total + _CLEAN_MEAN_PRIOR)
+        scatter = (second - 2 * mean * first + mean**2 * clean_total).clamp_min(0.0)
         deviation = ((scatter + prior_weight * prior_deviation**2) / (clean_total + prior_weight)).sqrt()
     return rate.flatten(), rate * noise_AB + (1 - rate) * _normalised(shape((middle_B - mean) / deviation))
 

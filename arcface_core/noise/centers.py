@@ -91,11 +91,10 @@ def angle_to(embeddings_ND: Tensor, class_index_N: Tensor, centers_CD: Tensor) -
     """Angle in degrees [N], in [0, 180], between sample i and `centers[class_index[i]]`. NaN where either has no direction or the index is -1."""
     dtype = torch.promote_types(torch.float32, embeddings_ND.dtype)
     cos_N = torch.empty(len(embeddings_ND), device=embeddings_ND.device, dtype=dtype)
-    length_C = _lengths(centers_CD).to(dtype)
     for first in range(0, len(cos_N), rows := max(1, _FLOATS_PER_GROUP // max(1, centers_CD.shape[1]))):
         part_RD, index_R = embeddings_ND[first : first + rows].to(dtype), class_index_N[first : first + rows].clamp_min(0)
-        product_R = (part_RD * centers_CD[index_R].to(dtype)).sum(dim=1)
-        cos_N[first : first + rows] = product_R / (_lengths(part_RD) * length_C[index_R])
+        centers_RD = centers_CD[index_R].to(dtype)
+        cos_N[first : first + rows] = (part_RD * centers_RD).sum(dim=1) / (_lengths(part_RD) * _lengths(centers_RD))
     return angle_deg(cos_N).masked_fill(class_index_N < 0, torch.nan)
 
 

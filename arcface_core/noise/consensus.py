@@ -7,6 +7,7 @@ OTHERS. Works on groups of identities of one size, so that all is a few batched 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,9 +22,37 @@ _STEPS = 3
 _NEIGHBOURS = 5
 
 
+@dataclass(frozen=True)
+class _Group:
+    """G identities of n samples, and what is near to what: `cos_Gnr` to the references, `near_Gnr` near duplicates and oneself, `copies_Gn` how many."""
+
+    unit_GnD: Tensor
+    reference_r: Tensor
+    cos_Gnr: Tensor
+    near_Gnr: Tensor
+    copies_Gn: Tensor
+    clean_probability: Callable[[Tensor], Tensor]
+
+    def weigh(self, angle: Tensor) -> Tensor:
+        return self.clean_probability(angle).nan_to_num(0.0)
+
+    def settle(self, starts_GMD: Tensor, allowed_Gn: Tensor, trust_Gn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Centers [G, M, D], angles to the center of the others [G, n, M], agreement of each sample [G, n, M], after some steps from each start."""
+        centers_GMD = normalize(starts_GMD)
+        angle_GnM = _angle_without_self(self.unit_GnD, centers_GMD, None, None)
+        for _ in range(_STEPS):
+            weight_GnM = self.weigh(angle_GnM) * (allowed_Gn * trust_Gn / self.copies_Gn)[..., None]
+            sums_GMD = weight_GnM.mT @ self.unit_GnD
+            found_GM1 = sums_GMD.norm(dim=2, keepdim=True) > 1e-6
+            centers_GMD = torch.where(found_GM1, normalize(sums_GMD), centers_GMD)
+            own_GnM = weight_GnM * self.copies_Gn[..., None]  # what the sample and its near duplicates put into the sum
+            angle_GnM = _angle_without_self(self.unit_GnD, centers_GMD, sums_GMD, own_GnM)
+        return centers_GMD, angle_GnM, self.weigh(angle_GnM) * (allowed_Gn / self.copies_Gn)[..., None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Consensus:
-    """Of G identities with n samples each; angles in degrees, NaN where there is nothing to compare with.
+    """Of G identities with n samples each; angles in degrees, NaN where there is nothing to compare with. What is not asked for is not computed.
 
     center_GD       unit consensus center; zero where no sample has a direction
     mass_G          how many samples agree with it, near duplicates counted once: the sum of their clean probabilities
@@ -37,10 +66,36 @@ class Consensus:
     center_GD: Tensor
     mass_G: Tensor
     angle_Gn: Tensor
-    density_Gn: Tensor
-    duplicate_Gn: Tensor
-    second_GD: Tensor
-    second_mass_G: Tensor
+    _group: _Group
+    _worth_Gn: Tensor
+
+    @cached_property
+    def density_Gn(self) -> Tensor:
+        return _density(self._group.cos_Gnr, self._group.near_Gnr)
+
+    @cached_property
+    def duplicate_Gn(self) -> Tensor:
+        doubtful_Gn = self._group.weigh(self.angle_Gn) < 0.5
+        return _stand_ins(self._group.near_Gnr, self.angle_Gn, doubtful_Gn, self._worth_Gn, self._group.reference_r)
+
+    @property
+    def second_GD(self) -> Tensor:
+        return self._second[0]
+
+    @property
+    def second_mass_G(self) -> Tensor:
+        return self._second[1]
+
+    @cached_property
+    def _second(self) -> tuple[Tensor, Tensor]:
+        group = self._group
+        rest_Gn = 1 - group.weigh(self.angle_Gn)
+        closeness_Gnr = (group.cos_Gnr.clamp_min(0) ** 2).masked_fill(group.near_Gnr, 0.0)
+        affinity_Gn = rest_Gn * (closeness_Gnr @ (rest_Gn / group.copies_Gn)[:, group.reference_r, None])[..., 0]
+        first_G = torch.arange(len(rest_Gn), device=rest_Gn.device)
+        starts_G1D = group.unit_GnD[first_G, affinity_Gn.argmax(dim=1)][:, None]
+        centers_G1D, _, agreement_Gn1 = group.settle(starts_G1D, rest_Gn, torch.ones_like(rest_Gn))
+        return centers_G1D[:, 0], agreement_Gn1[:, :, 0].sum(dim=1)
 
 
 def consensus(
@@ -72,45 +127,21 @@ def consensus(
     cos_Gnr = unit_GnD @ unit_GnD[:, reference_r].mT
     is_self_nr = torch.arange(size, device=unit_GnD.device)[:, None] == reference_r
     near_Gnr = ((cos_Gnr >= cos_of_deg(duplicate_angle_deg)) | is_self_nr) & (cos_Gnr > 0)
-    scale = size / len(reference_r)
-    copies_Gn = 1 + (near_Gnr & ~is_self_nr).sum(dim=2) * scale
-
-    def weigh(angle: Tensor) -> Tensor:
-        return clean_probability(angle).nan_to_num(0.0)
-
-    def settle(starts_GMD: Tensor, allowed_Gn: Tensor, trust_Gn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Centers [G, M, D], angles to the center of the others [G, n, M], agreement of each sample [G, n, M], after some steps from each start."""
-        centers_GMD = normalize(starts_GMD)
-        angle_GnM = _angle_without_self(unit_GnD, centers_GMD, None, None)
-        for _ in range(_STEPS):
-            weight_GnM = weigh(angle_GnM) * (allowed_Gn * trust_Gn / copies_Gn)[..., None]
-            sums_GMD = weight_GnM.mT @ unit_GnD
-            found_GM1 = sums_GMD.norm(dim=2, keepdim=True) > 1e-6
-            centers_GMD = torch.where(found_GM1, normalize(sums_GMD), centers_GMD)
-            own_GnM = weight_GnM * copies_Gn[..., None]  # what the sample and its near duplicates put into the sum
-            angle_GnM = _angle_without_self(unit_GnD, centers_GMD, sums_GMD, own_GnM)
-        return centers_GMD, angle_GnM, weigh(angle_GnM) * (allowed_Gn / copies_Gn)[..., None]
-
+    copies_Gn = 1 + (near_Gnr & ~is_self_nr).sum(dim=2) * (size / len(reference_r))
+    group = _Group(unit_GnD, reference_r, cos_Gnr, near_Gnr, copies_Gn, clean_probability)
     everyone_Gn = torch.ones_like(copies_Gn)
     trust_Gn = everyone_Gn if trust_Gn is None else trust_Gn
-    centers_GMD, angle_GnM, agreement_GnM = settle(starts_GKD, everyone_Gn, trust_Gn)
+    centers_GMD, angle_GnM, agreement_GnM = group.settle(starts_GKD, everyone_Gn, trust_Gn)
     exists_GM = (starts_GKD != 0).any(dim=2)
     mass_GM = agreement_GnM.sum(dim=1)
     best_G = (agreement_GnM * trust_Gn[..., None]).sum(dim=1).masked_fill(~exists_GM, -1.0).argmax(dim=1)
     group_G = torch.arange(len(best_G), device=best_G.device)
-    center_GD, mass_G = centers_GMD[group_G, best_G], mass_GM[group_G, best_G]
-    angle_Gn = angle_GnM[group_G, :, best_G]
-    rest_Gn = 1 - weigh(angle_Gn)
-    affinity_Gn = rest_Gn * ((cos_Gnr.clamp_min(0) ** 2).masked_fill(near_Gnr, 0.0) @ (rest_Gn / copies_Gn)[:, reference_r, None])[..., 0]
-    second_GMD, _, second_GnM = settle(unit_GnD[group_G, affinity_Gn.argmax(dim=1)][:, None], rest_Gn, everyone_Gn)
     return Consensus(
-        center_GD=center_GD,
-        mass_G=mass_G,
-        angle_Gn=angle_Gn,
-        density_Gn=_density(cos_Gnr, near_Gnr),
-        duplicate_Gn=_stand_ins(near_Gnr, angle_Gn, weigh(angle_Gn) < 0.5, everyone_Gn if worth_Gn is None else worth_Gn, reference_r),
-        second_GD=second_GMD[:, 0],
-        second_mass_G=second_GnM[:, :, 0].sum(dim=1),
+        center_GD=centers_GMD[group_G, best_G],
+        mass_G=mass_GM[group_G, best_G],
+        angle_Gn=angle_GnM[group_G, :, best_G],
+        _group=group,
+        _worth_Gn=everyone_Gn if worth_Gn is None else worth_Gn,
     )
 
 

@@ -82,3 +82,17 @@ def test_auto_takes_the_exact_search_for_few_keys_and_lists_for_many(monkeypatch
     assert neighbors.NeighborIndex(torch.randn(100, 8)).backend == "exact"
     assert neighbors.NeighborIndex(torch.randn(4500, 8)).backend == "faiss"
     assert neighbors.NeighborIndex(torch.randn(5500, 8)).backend == "ivf"
+
+
+def test_many_queries_find_list_after_list_what_a_scan_for_each_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    keys = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
+    index, queries = neighbors.NeighborIndex(keys, backend="ivf"), torch.randn(700, 16, generator=torch.Generator().manual_seed(1))
+    queries[5], queries[6] = 0.0, torch.nan
+    cos, found = index.search(queries, 3)
+    monkeypatch.setattr(neighbors, "_LIST_AFTER_LIST", 1 << 40)
+    scanned_cos, scanned = index.search(queries, 3)
+    unit = queries.nan_to_num().norm(dim=1) > 0
+    assert torch.equal(found[unit], scanned[unit]) and torch.allclose(cos, scanned_cos, atol=1e-6, equal_nan=True)
+    again = neighbors.NeighborIndex.of_lists(index.lists, index.recall)
+    assert torch.equal(again.search(queries, 3)[1], scanned) and again.recall == index.recall

@@ -64,7 +64,7 @@ def test_vote_and_angles_equal_plain_loops(seed: int, k: int) -> None:
         ]
         wanted_deg, wanted_at = zip(*sorted(others)[:2], strict=True)
         everybody = torch.ones(len(centers), dtype=torch.bool)
-        found, found_deg = RivalSearch(center_CD.float(), everybody).nearest(vectors.float(), index, 2)
+        found, found_deg = RivalSearch.over(center_CD.float(), everybody).nearest(vectors.float(), index, 2)
         assert found[n, : len(wanted_at)].tolist() == list(wanted_at)
         assert found_deg[n, : len(wanted_deg)].tolist() == pytest.approx(wanted_deg, abs=1e-3)
 
@@ -79,7 +79,7 @@ def test_an_identity_without_samples_has_no_center_and_is_nobodys_rival() -> Non
     centers = torch.eye(3)[:, None, :]
     chosen = dominant_centers(centers, torch.tensor([0, -1, 0]))
     assert chosen[1].tolist() == [0, 0, 0]
-    found, _ = RivalSearch(chosen, torch.ones(3, dtype=torch.bool)).nearest(torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([0]), 1)
+    found, _ = RivalSearch.over(chosen, torch.ones(3, dtype=torch.bool)).nearest(torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([0]), 1)
     assert found.tolist() == [[2]]
 
 
@@ -90,19 +90,19 @@ def test_what_has_no_direction_takes_no_part() -> None:
     nearest, degrees = nearest_subcenter(vectors, index, centers)
     assert nearest.tolist() == [-1, -1, 0] and degrees[:2].isnan().all()
     assert vote(nearest, index, 2, 1).tolist() == [[1], [0]]
-    found, far = RivalSearch(centers[:, 0], torch.ones(2, dtype=torch.bool)).nearest(vectors, index, 1)
+    found, far = RivalSearch.over(centers[:, 0], torch.ones(2, dtype=torch.bool)).nearest(vectors, index, 1)
     assert found.tolist() == [[-1], [-1], [1]] and far[:2].isnan().all()
 
 
 def test_one_identity_has_no_rival() -> None:
-    alone = RivalSearch(torch.tensor([[1.0, 0]]), torch.tensor([True]))
+    alone = RivalSearch.over(torch.tensor([[1.0, 0]]), torch.tensor([True]))
     found, far = alone.nearest(torch.tensor([[1.0, 0]]), torch.tensor([0]), 2)
     assert found.tolist() == [[-1, -1]] and bool(far.isnan().all())
     assert bool(alone.to_random_other(torch.tensor([[1.0, 0]]), torch.tensor([0]), torch.tensor([3])).isnan().all())
 
 
 def test_who_is_not_present_is_nobodys_rival_and_no_null() -> None:
-    search = RivalSearch(torch.eye(4), torch.tensor([True, True, False, True]))
+    search = RivalSearch.over(torch.eye(4), torch.tensor([True, True, False, True]))
     found, far = search.nearest(torch.tensor([[0.1, 0.2, 0.9, 0.0]]), torch.tensor([1]), 3)
     assert found.tolist() == [[0, 3, -1]] and bool(far[0, 2].isnan())
     salts = torch.arange(50)

@@ -25,7 +25,7 @@ import torch
 import torch._dynamo  # an optimizer imports it, in seconds: once here instead of in every child
 
 from flows import progress, tasks
-from pipeline import evidence, isolate
+from pipeline import gather, isolate
 from pipeline.config import Config, load
 from pipeline.layout import RunLayout
 from pipeline.run_folder import claimed, write_record
@@ -131,7 +131,7 @@ def without_prefect() -> None:
 def fits_remembered(folder: Path) -> None:
     """Take the fits of the judge, four fifths of the time, from an earlier attempt with the same numbers. They touch no file."""
     folder.mkdir(exist_ok=True)
-    for module, name in ((evidence, "fit_calibration"), (isolate, "fit_calibration"), (isolate, "fit_fusion")):
+    for module, name in ((gather, "fit_calibration"), (isolate, "fit_calibration"), (isolate, "fit_fusion")):
         setattr(module, name, _remembered(getattr(module, name), folder))
 
 

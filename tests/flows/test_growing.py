@@ -16,7 +16,7 @@ from prefect import Task
 
 from flows import tasks
 from pipeline import embed as embed_module
-from pipeline import evidence, isolate
+from pipeline import gather, isolate
 from pipeline.config import Config
 from pipeline.embed import embed
 from pipeline.errors import BadConfig
@@ -62,7 +62,7 @@ def test_a_crawl_that_grows(tiny_crawl: tuple[Path, Path], monkeypatch: pytest.M
     for name, value in list(vars(tasks).items()):
         if isinstance(value, Task):
             monkeypatch.setattr(tasks, name, value.fn)
-    for module, name in ((evidence, "fit_calibration"), (isolate, "fit_calibration"), (isolate, "fit_fusion")):
+    for module, name in ((gather, "fit_calibration"), (isolate, "fit_calibration"), (isolate, "fit_fusion")):
         monkeypatch.setattr(module, name, _fitted_once(getattr(module, name)))
     embedded: list[str] = []
     embed_shard = embed_module.embed_shard

@@ -1,4 +1,4 @@
-"""Ingest, embed and export on other task runners: the same bytes as in one process."""
+"""Ingest, embed, isolate and export on other task runners: the same bytes as in one process."""
 
 import importlib.util
 import shutil
@@ -33,13 +33,13 @@ def test_the_same_bytes_on_every_task_runner(finished: tuple[Path, Path], tmp_pa
     crawl, alone = finished
     run = tmp_path / "run"
     shutil.copytree(alone, run)
-    made = ("raw", "rounds/1/embeddings", "clean")
+    made = ("raw", "rounds/1/embeddings", "rounds/1/noise", "clean")
     for name in made:
         shutil.rmtree(run / name)
     settings = config("rounds=1", "train.epochs=2", "ingest.samples_per_shard=20", "export.samples_per_shard=10", "workers=2")
     record: Any = purify(crawl, run, settings, task_runner=runner)
     done = {stage["stage"] for stage in record["stages"] if not stage["reused"]}
-    assert done == {"ingest", "round 1 embed", "export"}
+    assert done == {"ingest", "round 1 embed", "round 1 isolate", "export"}
     for name in made:
         assert bytes_of(run / name) == bytes_of(alone / name)
 

@@ -1,10 +1,12 @@
 """Parts of a stage over processes: in order, and in the caller's environment."""
 
 import os
+import signal
+from pathlib import Path
 
 import pytest
 
-from pipeline.fanout import fan_out
+from pipeline.fanout import each_of, fan_out, workers_kept
 
 
 def told(part: int) -> tuple[int, str | None]:
@@ -20,3 +22,29 @@ def test_results_are_in_order_and_workers_see_the_environment_of_now(monkeypatch
     assert seen == [(1, 3), (2, 3), (3, 3)] * 2
     monkeypatch.delenv("PURIFY_TEST_REGION")
     assert fan_out(told, [1, 2], workers=2) == [(1, None), (2, None)]
+
+
+def process_of(part: int) -> int:
+    return os.getpid()
+
+
+def killed_once(part: tuple[int, Path]) -> int:
+    number, mark = part
+    if number == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_workers_are_kept_for_the_next_parts_and_a_killed_one_costs_its_part_only(tmp_path: Path) -> None:
+    with workers_kept(2):
+        first, again = set(fan_out(process_of, [1, 2, 3], workers=2)), set(fan_out(process_of, [4, 5, 6], workers=2))
+        assert os.getpid() not in first | again and len(first | again) <= 2
+        assert fan_out(killed_once, [(number, tmp_path / "killed") for number in range(4)], workers=2) == [0, 1, 2, 3]
+        assert len(set(fan_out(process_of, [1, 2, 3, 4], workers=2))) == 1, "by half as many"
+    assert set(fan_out(process_of, [1, 2], workers=2)).isdisjoint(first | again)
+
+
+def test_results_come_one_after_another() -> None:
+    results = each_of(told, [1, 2], workers=1)
+    assert next(results)[0] == 1 and next(results)[0] == 2

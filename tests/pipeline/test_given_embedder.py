@@ -1,6 +1,7 @@
 """A model in place of training: centers by clustering, the same verdicts from them, a second round on what was kept, a model that sees nothing."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_two_rounds_by_clustered_centers_find_what_was_planted(tmp_path: Path, m
     clean = [(before["angle_deg"], after["angle_deg"]) for before, after, bad in zip(rows, again, wrong, strict=True) if not bad]
     assert sum(after for _, after in clean) < sum(before for before, _ in clean), "noise no longer pulls at the centers"
 
-    monkeypatch.setattr(buckets.split, "__kwdefaults__", {"claims": None, "bytes_per_bucket": 1 << 13})
+    monkeypatch.setattr(buckets, "BYTES_PER_BUCKET", 1 << 13)
     receipt = find_centers(raw, model(tmp_path), embeddings, tmp_path / "in_parts", settings)
     assert not receipt.reused and torch.allclose(read_classes(tmp_path / "in_parts")[1], read_classes(tmp_path / "1")[1], atol=1e-5)
 
@@ -119,14 +120,16 @@ def test_people_win_over_verdicts_and_who_lost_all_is_judged_all_the_same(tmp_pa
     assert all(row["angle_deg"] is not None for row in rows_of(tmp_path / "noise") if row["identity"] == "C")
 
 
+def only_of(chosen: str, stem: str, _: list[str], names: list[str]) -> list[str | None]:
+    return [*names] if stem == chosen else [None for _ in names]
+
+
 def test_a_shard_of_which_nothing_counts(tmp_path: Path) -> None:
-    _, embeddings = planted(tmp_path, crawl(people=3, clean=4, noise=0), per_shard=4)
-    index = {"P00": 0, "P01": 1, "P02": 2}
-    stems = [path.stem for path in sorted(embeddings.glob("raw-*"))]
-    found = buckets.split(
-        embeddings, stems, index, tmp_path / "b", claims=lambda stem, _, names: [*names] if stem == stems[1] else [None for _ in names]
-    )
-    assert [len(bucket.row_N) for bucket in found] == [4] and found.read(0).row_N.tolist() == [4, 5, 6, 7] and found.samples == 12
+    raw, embeddings = planted(tmp_path, crawl(people=3, clean=4, noise=0), per_shard=4)
+    stem = sorted(embeddings.glob("raw-*"))[1].stem
+    names = pa.chunked_array([["P00", "P01", "P02"]])
+    found = buckets.split(raw, embeddings, names, tmp_path / "b", claims=partial(only_of, stem))
+    assert found.count == 1 and found.read(0).row_N.tolist() == [4, 5, 6, 7]
 
 
 def test_a_model_that_tells_nobody_apart_judges_nobody(tmp_path: Path) -> None:

@@ -63,7 +63,6 @@ def test_neither_shards_nor_buckets_nor_a_kill_change_a_verdict(tmp_path: Path, 
     whole = judge(tmp_path / "a", samples, per_shard=10_000)
     parts = judge(tmp_path / "b", samples, per_shard=64)
     monkeypatch.setattr(buckets, "BYTES_PER_BUCKET", 1 << 14)
-    monkeypatch.setattr(buckets.split, "__kwdefaults__", {"claims": None, "bytes_per_bucket": 1 << 14})
     several = judge(tmp_path / "c", samples, per_shard=64)
     for other in (parts, several):
         assert [row["verdict"] for row in other] == [row["verdict"] for row in whole]

@@ -182,23 +182,31 @@ def whole_stage(sizes: list[int], dim: int, workers: list[int]) -> None:
                 )
 
 
+def write_manifest(folder: Path, rows: int) -> None:
+    """Samples of 50 an identity, in no order, of ten thousand sites."""
+    rng = np.random.default_rng(0)
+    for part, first in enumerate(range(0, rows, 1_000_000)):
+        count = min(1_000_000, rows - first)
+        angle = rng.normal(60, 20, count).clip(0, 180).astype(np.float32)
+        measured = rng.random((5, count), np.float32)
+        known = {
+                "identity": np.char.add("P", (rng.integers(0, rows // 50, count)).astype(str)),
+                "source_uri": [f"https://site{site}.org/{row}.jpg" for row, site in enumerate(rng.integers(0, 10_000, count).tolist(), first)],
+                "angle_deg": angle, "consensus_angle_deg": angle, "noise_probability": (angle / 180).astype(np.float32),
+                "quality": measured[0], "sharpness": measured[1], "brightness": measured[2], "yaw_deg": measured[3] * 90,
+                "width_px": (measured[4] * 500).astype(np.int32), "height_px": (measured[4] * 500).astype(np.int32),
+                "status": np.full(count, "ok"), "verdict": np.where(angle < 75, "keep", "drop"), "reason": np.full(count, "accepted"),
+                "shard": np.full(count, "raw-000000"), "decided_by": np.full(count, "rule:calibrated"), "round": np.full(count, 2, np.int16),
+            }  # fmt: skip
+        columns = [pa.array(known[f.name]).cast(f.type) if f.name in known else pa.nulls(count, f.type) for f in tables.MANIFEST]
+        pq.write_table(pa.Table.from_arrays(columns, schema=tables.MANIFEST), folder / f"part-{part:06d}.parquet", compression="zstd")
+
+
 def reports(rows: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "manifest"
         folder.mkdir()
-        rng = np.random.default_rng(0)
-        for part, first in enumerate(range(0, rows, 1_000_000)):
-            count = min(1_000_000, rows - first)
-            angle = rng.normal(60, 20, count).clip(0, 180).astype(np.float32)
-            known = {
-                "identity": np.char.add("P", (rng.integers(0, rows // 50, count)).astype(str)),
-                "source_uri": np.char.add("u", np.arange(first, first + count).astype(str)),
-                "angle_deg": angle, "consensus_angle_deg": angle, "noise_probability": (angle / 180).astype(np.float32),
-                "status": np.full(count, "ok"), "verdict": np.where(angle < 75, "keep", "drop"), "reason": np.full(count, "accepted"),
-                "shard": np.full(count, "raw-000000"), "decided_by": np.full(count, "rule:calibrated"), "round": np.full(count, 2, np.int16),
-            }  # fmt: skip
-            columns = [pa.array(known[f.name]).cast(f.type) if f.name in known else pa.nulls(count, f.type) for f in tables.MANIFEST]
-            pq.write_table(pa.Table.from_arrays(columns, schema=tables.MANIFEST), folder / f"part-{part:06d}.parquet", compression="zstd")
+        write_manifest(folder, rows)
         print(f"\nSaved queries over a manifest of {rows:,} rows\n\n| query | median s | least, most |\n|---|---|---|")
         for query in ("summary", "verdicts", "angles", "cuts", "noisiest", "sources", "relabels", "groups"):
             median, least, most = timed(lambda query=query: report(Path(name), query), repeats)

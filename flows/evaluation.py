@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.outputs import NewFile, NewFolder
 from pipeline.errors import BadConfig
 
 _out = Console()
@@ -32,7 +33,7 @@ def evaluate(
     ceiling: Annotated[
         Path | None, Parameter(help="With --against: a third model, trained on true labels. Says what share of the gap the second closed.")
     ] = None,
-    out: Annotated[Path, Parameter(help="Where tables, curves and features go.")] = Path("evaluation"),
+    out: Annotated[NewFolder, Parameter(help="Where tables, curves and features go.")] = Path("evaluation"),
     keep_norm: Annotated[bool, Parameter(help="IJB: images count by the norm of their features (N1).")] = True,
     detector_scores: Annotated[bool, Parameter(help="IJB: images count by their detector's scores (D1).")] = True,
     any_alignment: Annotated[bool, Parameter(negative="", help="Measure crops that are not aligned to the ArcFace template.")] = False,
@@ -75,7 +76,7 @@ def evaluate(
 def gap(
     run: Path,
     truth: Path,
-    out: Path,
+    out: NewFolder,
     *,
     protocol: Annotated[
         list[str] | None, Parameter(negative="", help="NAME=PATH, as for evaluate; the .bin files of the run's evaluate.bins without it.")
@@ -99,10 +100,10 @@ def gap(
     from pipeline.evaluation import Choices, Model, evaluate_models, open_sets
     from pipeline.layout import RunLayout
     from pipeline.models import pick_device
-    from pipeline.run_folder import read_record
+    from pipeline.run_folder import read_finished
 
     layout = RunLayout(run)
-    config = validate(read_record(layout)["config"])
+    config = validate(read_finished(layout)["config"])
     wanted = _named(protocol) if protocol else {Path(name).stem: Path(name) for name in config.evaluate.bins}
     if config.rounds < 2 or not wanted:
         raise BadConfig(
@@ -122,7 +123,7 @@ def gap(
 
 def make_pairs(
     crops: Path,
-    out: Path,
+    out: NewFile,
     *,
     listed: Annotated[
         bool, Parameter(negative="", help="Take the pairs of the pairs.txt in or beside CROPS instead of drawing some.")

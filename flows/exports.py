@@ -63,11 +63,10 @@ def export(
         The folder of a finished run.
     """
     from pipeline.layout import RunLayout
-    from pipeline.run_folder import claimed, read_record
+    from pipeline.run_folder import claimed, read_finished
 
     layout = RunLayout(run)
-    if not layout.manifest.is_dir() or not read_record(layout).get("finished"):
-        raise BadInput(f"{run} is no finished run. Run `purify run CRAWL {run}` first.")
+    record = read_finished(layout)
     if to is None:
         if out is not None or dry_run:
             raise BadConfig("Say which form to write: --to webdataset, imagefolder, recordio, parquet or hf.")
@@ -90,7 +89,7 @@ def export(
         val=val,
         min_images=min_images,
     )
-    if not is_current(layout, validate(read_record(layout)["config"])):
+    if not is_current(layout, validate(record["config"])):
         if dry_run:
             raise BadInput(f"Since {layout.clean} was written something was decided or changed. Run `purify export {run}` first.")
         _again(run)
@@ -98,7 +97,7 @@ def export(
         _print_plan(plan_only(layout.clean, wanted), to)
         return
     assert out is not None  # noqa: S101 - looked at above
-    with claimed(read_record(layout)["crawl"], layout), _bar(f"export {to}") as progress:
+    with claimed(record["crawl"], layout), _bar(f"export {to}") as progress:
         receipt = export_to(layout.clean, out, wanted, workers=workers, work=run, progress=progress)
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in receipt.counts.items())
     said = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"

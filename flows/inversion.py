@@ -9,6 +9,8 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from flows.outputs import NewFolder
+
 _out = Console()
 
 
@@ -19,7 +21,7 @@ def add_to(app: App) -> None:
 
 def imagine(
     run: Path,
-    out: Path,
+    out: NewFolder,
     *,
     identity: Annotated[list[str] | None, Parameter(negative="", help="A name, as the crawl gives it. May be repeated.")] = None,
     sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id: what the network sees in it. May be repeated.")] = None,
@@ -42,13 +44,13 @@ def imagine(
     from pipeline.imagine import imagine as of_identities
     from pipeline.imagine import imagine_samples
     from pipeline.layout import RunLayout
-    from pipeline.run_folder import read_record, require_whole
+    from pipeline.run_folder import read_finished, require_whole
 
     if not (identity or sample):
         raise BadInput("Say whose face: --identity NAME or --sample SAMPLE_ID. `purify report RUN noisiest` lists names worth a look.")
     layout = RunLayout(run)
     require_whole(layout)
-    config = validate(read_record(layout)["config"])
+    config = validate(read_finished(layout)["config"])
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, inversion_steps=steps))
     rounds = [layout.round(number) for number in range(1, config.rounds + 1)]
     with shown("imagine") as progress:

@@ -5,6 +5,8 @@ from pathlib import Path
 from cyclopts import App
 from rich.console import Console
 
+from flows.outputs import NewFile
+
 _out = Console()
 
 
@@ -13,7 +15,7 @@ def add_to(app: App) -> None:
     app.command(export_model)
 
 
-def export_model(source: Path, out: Path) -> None:
+def export_model(source: Path, out: NewFile) -> None:
     """Write a backbone as an ONNX file, checked against torch by onnxruntime. Needs the extra `onnx`.
 
     Parameters

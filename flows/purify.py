@@ -23,7 +23,7 @@ from pipeline.layout import RoundLayout, RunLayout
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
 from pipeline.retrain import changed
-from pipeline.run_folder import claimed, read_record, remove_what_is_not_of, write_record
+from pipeline.run_folder import claimed, read_finished, remove_what_is_not_of, write_record
 
 
 @flow(name="purify", persist_result=False)
@@ -73,7 +73,7 @@ def export(run: Path) -> dict[str, Any]:
         run: the folder of a finished run.
     """
     layout = RunLayout(run)
-    record = read_record(layout)
+    record = read_finished(layout)
     config = validate(record["config"])
     last = layout.round(config.rounds)
     with claimed(record["crawl"], layout):

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.outputs import NewFolder, OutFile
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Format = Annotated[Literal["table", "csv", "json", "markdown", "parquet"], Parameter(help="How to print; parquet goes to --out or a pipe.")]
-Out = Annotated[Path | None, Parameter(help="A file to write to, instead of the screen.")]
 By = Annotated[str, Parameter(help="Who decides.")]
 _out = Console()
 
@@ -26,7 +26,7 @@ def add_to(app: App) -> None:
         app.command(command)
 
 
-def report(run: Path, name: str | None = None, *, format: Format = "table", out: Out = None) -> None:
+def report(run: Path, name: str | None = None, *, format: Format = "table", out: OutFile = None) -> None:
     """Print a saved query of a run; without a name, list them.
 
     Parameters
@@ -46,7 +46,7 @@ def report(run: Path, name: str | None = None, *, format: Format = "table", out:
     show(answer(run, name), format, out)
 
 
-def query(run: Path, sql: str, *, format: Format = "table", out: Out = None) -> None:
+def query(run: Path, sql: str, *, format: Format = "table", out: OutFile = None) -> None:
     """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, proposals, decisions, contamination, training, metrics, differences, roc, scores.
 
     Parameters
@@ -61,7 +61,7 @@ def query(run: Path, sql: str, *, format: Format = "table", out: Out = None) -> 
     show(answer(run, sql), format, out)
 
 
-def why(run: Path, sample: str, *, format: Format = "table", out: Out = None) -> None:
+def why(run: Path, sample: str, *, format: Format = "table", out: OutFile = None) -> None:
     """Why was this image dropped, or kept: its whole life, from the crawl to the manifest.
 
     Parameters
@@ -76,7 +76,7 @@ def why(run: Path, sample: str, *, format: Format = "table", out: Out = None) ->
     show(answer(run, sample), format, out)
 
 
-def diff(run_a: Path, run_b: Path, *, format: Format = "table", out: Out = None) -> None:
+def diff(run_a: Path, run_b: Path, *, format: Format = "table", out: OutFile = None) -> None:
     """How two runs of one crawl differ: verdicts in the first, verdicts in the second.
 
     Parameters
@@ -151,7 +151,7 @@ def undo(
 
 def sample_review(
     run: Path,
-    out: Path,
+    out: NewFolder,
     *,
     n: Annotated[int, Parameter(help="How many, half of the kept and half of the others.")] = 200,
     seed: Annotated[int, Parameter(help="The same seed draws the same samples.")] = 0,
@@ -199,26 +199,17 @@ def estimate(run: Path, review: Path) -> None:
     _out.print(table)
 
 
-def check_place(out: Path | None) -> None:
-    """Raise BadInput when no file can be written there."""
-    if out is not None and out.is_dir():
-        raise BadInput(f"{out} is a folder. Give the name of a file.")
-    if out is not None and not out.parent.is_dir():
-        raise BadInput(f"There is no folder {out.parent}. Make it first.")
-
-
 def show(answer: "pa.Table", form: str, out: Path | None) -> None:
     """Print a table in one of the forms, or write it to a file."""
     import pyarrow.parquet as pq
 
-    check_place(out)
     if form == "parquet":
         if out is None and sys.stdout.isatty():
             raise BadInput("Parquet is no text: give --out FILE, or a pipe.")
         pq.write_table(answer, out if out else sys.stdout.buffer)
         return
     if form == "table" and out is None:
-        table = Table(*answer.column_names)
+        table = Table(*map(escape, answer.column_names))
         for row in answer.to_pylist():
             table.add_row(*(escape(_cell(value)) for value in row.values()))
         # Into a file or a pipe nothing is cut; on a screen rich fits the columns to it.

@@ -9,6 +9,8 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from flows.outputs import NewFolder, OutFile
+
 _out = Console()
 
 
@@ -51,7 +53,7 @@ def decisions(
     format: Annotated[
         Literal["csv", "parquet", "label-studio"], Parameter(help="label-studio: tasks with crops, for its JSON import.")
     ] = "csv",
-    out: Annotated[Path | None, Parameter(help="A file to write to, instead of the screen or a pipe.")] = None,
+    out: OutFile = None,
 ) -> None:
     """What people decided and stands, as a file for other programs.
 
@@ -60,11 +62,9 @@ def decisions(
     run:
         A run folder.
     """
-    from flows.questions import check_place
     from pipeline.errors import BadInput
     from pipeline.reviewing.exports import EXPORTS
 
-    check_place(out)
     if out is None and format == "parquet" and sys.stdout.isatty():
         raise BadInput("Parquet is no text: give --out FILE, or a pipe.")
     content = EXPORTS[format][0](run)
@@ -76,7 +76,7 @@ def decisions(
 
 def figures(
     run: Path,
-    out: Path,
+    out: NewFolder,
     *,
     identity: Annotated[
         str | None, Parameter(help="Whose sub-centers figure 6a shows; else the one with most samples away from the dominant.")
@@ -105,7 +105,7 @@ def figures(
 
 def embedding_map(
     run: Path,
-    out: Path,
+    out: NewFolder,
     *,
     identity: Annotated[list[str] | None, Parameter(negative="", help="A name. May be repeated; else the noisiest.")] = None,
     most: Annotated[int, Parameter(validator=Number(gte=1, lte=100), help="How many of the noisiest, where no name is given.")] = 12,

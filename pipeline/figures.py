@@ -102,10 +102,14 @@ def _angles(db: duckdb.DuckDBPyConnection, run: RunLayout, number: int, truth: P
     step, last = BINS_DEG.step, len(BINS_DEG) - 2
     try:
         rows = fetch(db, _ANGLES_SQL.format(label=label), files | {"step": step, "last": last}).to_pylist()
-    except duckdb.BinderException as error:
-        raise BadInput(f"{truth} is no truth table: it has no columns item and is_noise.") from error
+    except duckdb.Error as error:
+        if truth is None:
+            raise
+        raise BadInput(f"{truth} is no truth table, a Parquet file with columns item and is_noise.") from error
+    if truth is not None and (unknown := _unknown(db, files["noise"], truth)):
+        raise BadInput(f"{truth} does not know {unknown} of the samples of round {number}. Give the truth table of this run's crawl.")
     if not rows:
-        raise BadInput(f"No sample of round {number} is in {truth or run.manifest}. Give the truth table of this run's crawl.")
+        raise BadInput(f"No sample of round {number} has an angle, so there is nothing to draw.")
     keys = [(dominant, clean) for dominant in (True, False) for clean in (True, False)]
     nearest, dominant = ({key: np.zeros(last + 1, np.int64) for key in keys} for _ in range(2))
     samples = dict.fromkeys(keys, 0)
@@ -115,6 +119,12 @@ def _angles(db: duckdb.DuckDBPyConnection, run: RunLayout, number: int, truth: P
         nearest[key][row["near"]] += row["samples"]
         dominant[key][row["far"]] += row["samples"]
     return _Angles(nearest, dominant, samples)
+
+
+def _unknown(db: duckdb.DuckDBPyConnection, noise: str, truth: Path) -> int:
+    """Samples of a round that the truth table does not have."""
+    sql = "SELECT count(*) AS n FROM read_parquet($noise) n ANTI JOIN read_parquet($truth) t ON t.item = n.source_uri"
+    return int(fetch(db, sql, {"noise": noise, "truth": literal(truth)})["n"][0].as_py())
 
 
 _ANGLES_SQL = """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, as_dict
-from pipeline.errors import StaleInput
+from pipeline.errors import BadInput, StaleInput
 from pipeline.history import exceeded, remember
 from pipeline.layout import RunLayout
 from pipeline.places import Location, recorded
@@ -112,6 +112,14 @@ def write_record(
 def versions() -> dict[str, str]:
     """Python and the packages on which a run's results depend, with their versions."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def read_finished(run: RunLayout) -> dict[str, Any]:
+    """run.json of a run that is finished. Raises BadInput for any other folder."""
+    record = read_record(run) if run.run_json.is_file() else {}
+    if not record.get("finished"):
+        raise BadInput(f"{run.root} is no finished run. Run `purify run CRAWL {run.root}` first.")
+    return record
 
 
 def read_record(run: RunLayout) -> dict[str, Any]:

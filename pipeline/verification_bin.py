@@ -29,7 +29,7 @@ def read_bin(path: Path) -> tuple[list[bytes], list[bool]]:
         with path.open("rb") as file:
             found = _DataUnpickler(file, encoding="bytes").load()
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}. Check evaluate.bins.") from error
+        raise BadInput(f"{path} cannot be read: {error.strerror}. Check the path (--protocol, or evaluate.bins).") from error
     except Exception as error:  # a damaged pickle raises anything
         raise BadInput(f"{path} is no verification file of insightface: {str(error)[:200]}. Take it from its source again.") from error
     if not isinstance(found, (tuple, list)) or len(found) != 2:

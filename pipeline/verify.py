@@ -44,7 +44,7 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
     """
     root = places.located(place)
     if not places.is_folder(root, READ):
-        raise BadInput(f"There is no folder at {place}.")
+        raise BadInput(f"There is no folder at {place}. Give a run, or a folder of shards.")
     is_run = places.facts(join(root, "run.json"), READ) is not None
     parts = [f"{name}/" for name in ("raw", "clean") if places.is_folder(join(root, name), READ)] if is_run else [""]
     folders = [_Folder.of(join(root, part.rstrip("/"))) for part in parts]

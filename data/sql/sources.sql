@@ -1,6 +1,6 @@
 -- Noise by where the items came from: host of a URL, else the first folder or tar of the path
 SELECT
-    regexp_extract(source_uri, '^(?:[^/]*://)?([^/]*)', 1) AS source,
+    split_part(source_uri, '/', CASE WHEN contains(source_uri,'://') THEN 3 ELSE 1 END) AS source,
     count(*) AS items,
     count(*) FILTER (WHERE status = 'ok') AS samples,
     count(*) FILTER (WHERE verdict = 'keep') AS kept,

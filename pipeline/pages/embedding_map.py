@@ -49,8 +49,9 @@ def draw_map(run: Path, out: Path, *, identities: Sequence[str] = (), most: int 
     except ImportError as error:
         raise BadInput("A map needs scikit-learn: pip install 'arcface-purify[figures]'.") from error
     numbers = round_numbers(run)
-    if not numbers or not any(RunLayout(run).round(numbers[-1]).embeddings.glob("raw-*.parquet")):
-        raise BadInput(f"{run} has no embeddings. Run `purify run CRAWL {run}` first.")
+    layout = RunLayout(run)
+    if not numbers or not any(layout.round(numbers[-1]).embeddings.glob("raw-*.parquet")) or not any(layout.manifest.glob("*.parquet")):
+        raise BadInput(f"{run} has no embeddings, or no manifest yet. Run `purify run CRAWL {run}` first.")
     names = list(dict.fromkeys(identities)) or ranked(run)["identity"].slice(0, most).to_pylist()
     rows = _rows(RunLayout(run), numbers[-1], names)
     if unknown := set(names) - {row["identity"] for row in rows}:

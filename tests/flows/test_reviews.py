@@ -41,7 +41,17 @@ def test_review_of_what_is_no_run_says_what_to_do(tmp_path: Path, capsys: pytest
 def test_a_file_that_cannot_be_written_is_said(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], question: tuple[str, ...]
 ) -> None:
-    for out, message in ((tmp_path, "is a folder. Give the name of a file"), (tmp_path / "no" / "x.csv", "There is no folder")):
+    for out, message in ((tmp_path, "is a directory"), (tmp_path / "no" / "x.csv", "There is no folder")):
         with pytest.raises(SystemExit) as stop:
             cli.main([question[0], str(run), *question[1:], "--format", "csv", "--out", str(out)])
-        assert stop.value.code == 1 and message in capsys.readouterr().err
+        assert stop.value.code == 2 and message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "question", [("imagine", "OUT", "--identity", "Ann"), ("gap", "truth.parquet", "OUT"), ("map", "OUT"), ("export",)]
+)
+def test_a_run_that_is_not_finished_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], question: tuple[str, ...]) -> None:
+    (tmp_path / "run.json").write_text('{"crawl": "/crawl", "finished": false}', "utf-8")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([question[0], str(tmp_path), *(str(tmp_path / "out") if word == "OUT" else word for word in question[1:])])
+    assert stop.value.code == 1 and "Run `purify run" in capsys.readouterr().err

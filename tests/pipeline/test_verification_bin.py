@@ -179,7 +179,7 @@ def test_other_content_is_refused_with_its_place(path: Path, stored: Any, messag
 
 
 def test_damaged_and_absent_files_are_refused(path: Path) -> None:
-    with pytest.raises(BadInput, match=r"lfw\.bin cannot be read: No such file.* Check evaluate\.bins"):
+    with pytest.raises(BadInput, match=r"lfw\.bin cannot be read: No such file.* Check the path"):
         read_bin(path)
     with pytest.raises(BadInput, match="cannot be read: Is a directory"):
         read_bin(path.parent)

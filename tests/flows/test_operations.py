@@ -67,7 +67,7 @@ def test_a_run_beyond_a_limit_is_marked_in_words_in_the_exit_code_and_in_prefect
         (["run", "a", "b", "--set", "rounds=0"], 2, "rounds"),
         (["frobnicate"], 2, ""),
         (["status", "nowhere"], 1, "is no run folder"),
-        (["history", "nowhere"], 1, "No run has finished"),
+        (["history", "nowhere"], 1, "There is no run folder at nowhere"),
     ],
 )
 def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], code: int, message: str) -> None:

@@ -99,7 +99,7 @@ def _judge(raw: Path, train: Path, previous: Path | None, folder: Path, gathered
     own, null = histogram_of(seen.own), histogram_of(seen.null)
     held_out_rate = _held_out_rate(seen)
     warning = _warning(gathered, own, null, is_given(train))
-    calibration = fit_calibration(own, null)
+    calibration = fit_calibration(own, null) if own.total else fit_calibration(gathered.head_own, gathered.head_null)
     may_judge = warning is None or settings.judge_anyway
     clean_deg = angle_of_probability(calibration, 0.5) if may_judge else 0.0
     proposals = write_proposals(evidence, folder / "proposals.parquet", known, open_rivals(files.rivals, files.device), clean_deg)
@@ -200,7 +200,8 @@ def _warning(gathered: Gathered, own: AngleHistogram, null: AngleHistogram, is_g
         if is_given
         else degenerate_head(gathered.head_own, gathered.head_null)
     )
-    finding = seen_by_model or degenerate_head(own, null)
+    nothing = None if own.total else "no identity has two samples that differ, so none can be judged by the others"
+    finding = seen_by_model or nothing or degenerate_head(own, null)
     return f"{finding[0].upper()}{finding[1:]}. {_ADVICE[is_given]}" if finding else None
 
 

@@ -30,7 +30,7 @@ from tests.pipeline.planted_embeddings import DIM, Sample, crawl, planted, seale
 
 
 def config(*changed: str) -> Config:
-    return load(overrides=["evaluate.holdout=0.3", "device=cpu", *changed])
+    return load(overrides=["evaluate.holdout=0.3", "device=cpu", "workers=1", *changed])
 
 
 def model(root: Path) -> Path:

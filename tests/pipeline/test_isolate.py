@@ -29,7 +29,7 @@ def judge(root: Path, samples: list[Sample], *settings: str, per_shard: int = 10
         pq.write_table(pa.Table.from_pylist(rows, schema=tables.CLASSES), folder / "classes.parquet")
         save_tensors(folder / "head.safetensors", {"centers": torch.stack(centers)})
 
-    config = load(overrides=["evaluate.holdout=0", "device=cpu", *settings])
+    config = load(overrides=["evaluate.holdout=0", "device=cpu", "workers=1", *settings])
     raw, embeddings = planted(root, samples, per_shard=per_shard)
     isolate(raw, sealed(root / "train", train), embeddings, root / "noise", config, previous=previous)
     rows = pa.concat_tables([pq.read_table(path) for path in sorted((root / "noise").glob("raw-*.parquet"))]).to_pylist()
@@ -198,3 +198,12 @@ def test_collapsed_embeddings_judge_nobody(tmp_path: Path) -> None:
     assert "collapsed" in json.loads((tmp_path / "noise" / "judge.json").read_text())["warning"]
     anyway = judge(tmp_path / "anyway", samples, "isolate.judge_anyway=true")
     assert sum(row["reason"] == "near_duplicate" for row in anyway) == 0, "close together is not the same photograph"
+
+
+@pytest.mark.parametrize("each", [1, 6])
+def test_identities_of_one_photograph_judge_nobody(tmp_path: Path, each: int) -> None:
+    faces = directions(3, 20)
+    samples = [(f"P{number:02d}", f"P{number:02d}", faces[number]) for number in range(20) for _ in range(each)]
+    rows = judge(tmp_path, samples)
+    assert {row["verdict"] for row in rows} == {"review"}
+    assert "no identity has two samples that differ" in json.loads((tmp_path / "noise" / "judge.json").read_text())["warning"].lower()

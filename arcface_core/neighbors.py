@@ -20,6 +20,7 @@ __all__ = ["BACKENDS", "NeighborIndex", "top_k"]
 BACKENDS = ("auto", "exact", "faiss", "ivf")
 _QUERIES_PER_BLOCK, _KEYS_PER_BLOCK = 1024, 16384  # 64 MiB of cosines at a time
 _QUERIES_PER_PART = 1 << 15  # so that copies of the queries stay small
+_COSINES_AT_ONCE = 1 << 20
 _LIST_AFTER_LIST = 16  # queries for each inverted list from which a product per list beats a scan per query
 _SMALL_PROBLEM = 1 << 26  # cosines; below it a faiss index costs more to build than it saves
 _MANY_KEYS = 8_192  # above it an exhaustive search costs more than all the rest of an isolation
@@ -201,7 +202,8 @@ def _list_after_list(index: Any, unit_BD: NDArray[np.float32], k: int) -> tuple[
         if len(asked_N) and (size := index.invlists.list_size(number)):
             ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
             keys = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.d * 4).view(np.float32).reshape(size, index.d)
-            cos, place = faiss.knn(unit_BD[asked_N], keys, min(k, size), metric=faiss.METRIC_INNER_PRODUCT)
-            best.add_result_subset(asked_N, cos, ids[place])
+            for some_n in np.array_split(asked_N, -(-len(asked_N) * size // _COSINES_AT_ONCE)):
+                cos_nM = torch.from_numpy(unit_BD[some_n]) @ torch.from_numpy(keys).T
+                best.add_result_subset(some_n, cos_nM.numpy(), ids)
     best.finalize()
     return best.D, best.I

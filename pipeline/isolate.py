@@ -34,7 +34,7 @@ from pipeline.rivals import open_rivals
 from pipeline.threads import one_thread
 from pipeline.verdicts import Joint, JointPart, NoisePart, VerdictPart, count_evidence, write_noise, write_verdicts
 
-VERSION = 5
+VERSION = 6
 LEAST_HELD_OUT = 200
 """Samples of held-out identities from which their noise rate counts."""
 _ADVICE = {

@@ -38,6 +38,7 @@ _NULL_PRIOR = (90.0, 12.0, 20.0)  # mean and deviation in degrees, and how many 
 _CLEAN_DEVIATION_PRIOR = (8.0, 5.0)
 _CLEAN_MEAN_PRIOR = 3.0
 _EM_STEPS = 120
+_STANDSTILL = 1e-10  # degrees, and share: what a step changes where a fit has ended
 _FLOOR_NOISE, _FLOOR_CLEAN = 1e-12, 1e-15  # what neither component explains is noise
 _COLLAPSED_NULL_DEG = 50.0
 _LEAST_AUROC = 0.6
@@ -263,13 +264,16 @@ def _fit_shape(counts_B: Tensor, noise_AB: Tensor, shape: Callable[[Tensor], Ten
     rate = torch.full((len(noise_AB), 1), 0.3, dtype=torch.float64)
     mean, deviation = torch.full_like(rate, start_deg), torch.full_like(rate, 10.0)
     prior_deviation, prior_weight = _CLEAN_DEVIATION_PRIOR
-    for _ in range(_EM_STEPS):
+    for step in range(_EM_STEPS):
+        before = torch.stack([rate, mean, deviation])
         clean_AB = _normalised(shape((middle_B - mean) / deviation)) * (1 - rate)
         clean_total, first, second = torch.split((clean_AB / (rate * noise_AB + clean_AB)) @ moments_B3, 1, dim=1)
         rate = (total - clean_total + 1) / (total + 4)
         mean = (first + _CLEAN_MEAN_PRIOR * start_deg) / (clean_total + _CLEAN_MEAN_PRIOR)
         scatter = (second - 2 * mean * first + mean**2 * clean_total).clamp_min(0.0)
         deviation = ((scatter + prior_weight * prior_deviation**2) / (clean_total + prior_weight)).sqrt()
+        if step % 10 == 9 and bool(((torch.stack([rate, mean, deviation]) - before).abs() < _STANDSTILL).all()):
+            break
     return rate.flatten(), rate * noise_AB + (1 - rate) * _normalised(shape((middle_B - mean) / deviation))
 
 

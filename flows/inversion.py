@@ -44,12 +44,11 @@ def imagine(
     from pipeline.imagine import imagine as of_identities
     from pipeline.imagine import imagine_samples
     from pipeline.layout import RunLayout
-    from pipeline.run_folder import read_finished, require_whole
+    from pipeline.run_folder import read_finished
 
     if not (identity or sample):
         raise BadInput("Say whose face: --identity NAME or --sample SAMPLE_ID. `purify report RUN noisiest` lists names worth a look.")
     layout = RunLayout(run)
-    require_whole(layout)
     config = validate(read_finished(layout)["config"])
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, inversion_steps=steps))
     rounds = [layout.round(number) for number in range(1, config.rounds + 1)]

@@ -115,7 +115,8 @@ def versions() -> dict[str, str]:
 
 
 def read_finished(run: RunLayout) -> dict[str, Any]:
-    """run.json of a run that is finished. Raises BadInput for any other folder."""
+    """run.json of a run that is finished. Raises BadInput for any other folder, StaleInput while a `forget` is not finished."""
+    require_whole(run)
     record = read_record(run) if run.run_json.is_file() else {}
     if not record.get("finished"):
         raise BadInput(f"{run.root} is no finished run. Run `purify run CRAWL {run.root}` first.")

@@ -21,6 +21,7 @@ from pipeline.pages.people import Crops, ranked
 from pipeline.pages.text import page
 from pipeline.receipts import atomic
 from pipeline.report import round_numbers
+from pipeline.run_folder import require_whole
 from pipeline.shards import decode_crop
 
 MOST = 3_000
@@ -50,6 +51,7 @@ def draw_map(run: Path, out: Path, *, identities: Sequence[str] = (), most: int 
         raise BadInput("A map needs scikit-learn: pip install 'arcface-purify[figures]'.") from error
     numbers = round_numbers(run)
     layout = RunLayout(run)
+    require_whole(layout)
     if not numbers or not any(layout.round(numbers[-1]).embeddings.glob("raw-*.parquet")) or not any(layout.manifest.glob("*.parquet")):
         raise BadInput(f"{run} has no embeddings, or no manifest yet. Run `purify run CRAWL {run}` first.")
     names = list(dict.fromkeys(identities)) or ranked(run)["identity"].slice(0, most).to_pylist()

@@ -16,11 +16,13 @@ from pipeline import tables
 from pipeline.decisions import read_standing
 from pipeline.duck import every, fetch
 from pipeline.layout import RunLayout
+from pipeline.run_folder import require_whole
 from pipeline.shards import CropReader
 
 
 def decided(run: Path) -> pa.Table:
     """The decisions that stand, a row each, with the identity and place that the crawl gave the sample and what the rule had said."""
+    require_whole(RunLayout(run))
     standing = read_standing(run)
     if standing.num_rows == 0:
         return _EMPTY.empty_table()
@@ -55,6 +57,7 @@ def as_label_studio(run: Path, most: int = 1000) -> bytes:
     labelling configuration of `<Image name="image" value="$image"/>` and `<Choices name="verdict" toName="image">` of keep, drop, relabel.
     """
     layout = RunLayout(run)
+    require_whole(layout)
     given = {"manifest": every(layout.manifest, "part-*.parquet"), "raw": every(layout.raw, "raw-*.parquet"), "most": most}
     with duckdb.connect() as db:
         db.register("standing", read_standing(run))

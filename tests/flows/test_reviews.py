@@ -55,3 +55,16 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit) as stop:
         cli.main([question[0], str(tmp_path), *(str(tmp_path / "out") if word == "OUT" else word for word in question[1:])])
     assert stop.value.code == 1 and "Run `purify run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "question",
+    [("decisions",), ("decisions", "--format", "label-studio"), ("map", "out"), ("figures", "out"), ("report", "noisiest"), ("export",)],
+)
+def test_nothing_is_told_while_a_forget_is_not_finished(run: Path, capsys: pytest.CaptureFixture[str], question: tuple[str, ...]) -> None:
+    (run / "forgotten").mkdir()
+    (run / "forgotten" / "pending.json").write_text("{}", "utf-8")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([question[0], str(run), *question[1:]])
+    told = capsys.readouterr()
+    assert stop.value.code == 1 and told.out == "" and "To finish it: purify forget" in told.err

@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import shutil
 import tempfile
 import threading
@@ -26,7 +27,7 @@ class AuditPages:
 
     def __init__(self, run: Path) -> None:
         self._layout = RunLayout(run)
-        self._drawn_here = Path(tempfile.mkdtemp(prefix="purify-review-"))
+        self._drawn_here = Path(tempfile.gettempdir()) / f"purify-review-{secrets.token_hex(16)}"
         self._lock = threading.Lock()
         self._everyone: pa.Table | None = None
         self._state: tuple[int, ...] = ()
@@ -68,6 +69,7 @@ class AuditPages:
             mine = self._drawn_here / "data" / path.name
             if first + len(names) <= drawn or not names or mine.is_file():
                 return path if first + len(names) <= drawn else mine
+            self._drawn_here.mkdir(mode=0o700, exist_ok=True)
             people.write_wave(people.Wave(self._layout.root, self._drawn_here, first, tuple(names), self._faces(), {}))
             return mine
 

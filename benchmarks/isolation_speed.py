@@ -1,7 +1,8 @@
 """How fast the judge goes, and how much memory it takes, on random embeddings with planted centers.
 
-1. The paper's rule (vote the dominant sub-center, angle to it), a part of the identities on each core as the stage does it, beside the loop of insightface's drop.py re-implemented (per identity: a matrix
-   product, an argmax, a bincount, in NumPy) and beside reading the embeddings once (a sum over the array).
+1. The paper's rule (vote the dominant sub-center, angle to it), a part of the identities on each core as the stage does it, beside the loop of
+   insightface's drop.py re-implemented (per identity: a matrix product, an argmax, a bincount, in NumPy) and beside reading the embeddings once (a sum
+   over the array).
 2. The whole isolate stage, from Parquet to verdicts, at growing numbers of samples, by one worker and by two: seconds, samples per second, and the most
    memory that its processes had together: of their own (anonymous), and with what they map of files, which the system may take back.
 3. A saved query over a manifest of ten million rows.

@@ -43,14 +43,18 @@ class Recipe:
     """The learning rate falls to 0 along half a cosine."""
     is_bounded: bool = True
     """Pixels are clamped to -1..1 after each step."""
+    coarse: tuple[tuple[int, float], ...] = ()
+    """(divisor, share of the steps), in order: first a picture whose side is that much smaller is found, scaled up for the backbone; the rest is whole."""
 
 
 RECIPES: dict[str, Recipe] = {
     "audit": Recipe(learning_rate=0.1, bn_weight=0.005, tv_weight=0.03, l2_weight=1e-3),
+    "coarse": Recipe(learning_rate=0.1, bn_weight=0.005, tv_weight=0.03, l2_weight=1e-3, coarse=((4, 0.25), (2, 0.35))),
     "paper": Recipe(is_squared=True, is_moved=False, is_annealed=False, is_bounded=False),
 }
 """`audit`: a hundred steps or more; weights for the cosine term, which is at most 2 where the paper's loss is tens (with the paper's, the statistics of
-BatchNorm drown it). `paper`: section 3.3 to the letter, which takes 20,000 steps, and `closed_set` or `open_set` as its term."""
+BatchNorm drown it). `coarse`: the same from coarse to fine.
+`paper`: section 3.3 to the letter, which takes 20,000 steps, and `closed_set` or `open_set` as its term."""
 
 
 class InversionResult(NamedTuple):
@@ -121,6 +125,7 @@ def invert(
         raise ValueError(f"steps must be at least 0, got {steps}")
     generator = torch.Generator().manual_seed(seed)
     pixels = _start(init, len(centers), input_px, generator).to(device)
+    sides = _sides(recipe, input_px, steps)
     losses: list[Tensor] = []
     kind = torch.device(device).type
     with torch.inference_mode(False), torch.enable_grad(), _frozen(backbone), _batchnorm_gaps(backbone) as gaps:
@@ -128,11 +133,15 @@ def invert(
         centers = centers.clone()
         optimizer = torch.optim.Adam([pixels], lr=recipe.learning_rate)
         for step in range(steps):
+            if pixels.shape[-1] != sides[step]:
+                pixels = _scaled(pixels.detach(), sides[step]).requires_grad_()
+                optimizer = torch.optim.Adam([pixels], lr=recipe.learning_rate)
             if recipe.is_annealed:
                 optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
             gaps.clear()
             with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" and torch.cuda.is_bf16_supported()):
-                features = backbone(_jittered(pixels, generator) if recipe.is_moved else pixels).float()
+                whole = _scaled(pixels, input_px)
+                features = backbone(_jittered(whole, generator) if recipe.is_moved else whole).float()
             wanted = 1 - rowwise_cosine(features, centers).mean() if identity is None else identity(features)
             size = pixels.flatten(1).norm(dim=1).mean()
             priors = recipe.tv_weight * _total_variation(pixels) + recipe.l2_weight * size
@@ -145,7 +154,7 @@ def invert(
             losses.append(loss.detach())
             if on_step is not None:
                 on_step(step + 1, float(losses[-1]))
-        images = (pixels.detach() * _HALF_RANGE + _HALF_RANGE).round().clamp(0, 255).to(torch.uint8)
+        images = (_scaled(pixels.detach(), input_px) * _HALF_RANGE + _HALF_RANGE).round().clamp(0, 255).to(torch.uint8)
         gaps.clear()
         angles = angle_deg(rowwise_cosine(backbone(_to_input(images)).float().detach(), centers))
         bn_gap = float(_batchnorm_term(gaps, angles, is_squared=False).detach())
@@ -176,6 +185,16 @@ def _start(init: Tensor | None, batch: int, input_px: int, generator: torch.Gene
     if not start.isfinite().all() or start.abs().max() > 1.0:
         raise ValueError("init must be uint8, or float in -1..1 as the backbone takes it: divide by 127.5 after taking 127.5 away")
     return start
+
+
+def _sides(recipe: Recipe, input_px: int, steps: int) -> list[int]:
+    """Side of the picture at each step."""
+    coarse = [max(1, input_px // divisor) for divisor, share in recipe.coarse for _ in range(int(share * steps))]
+    return coarse[:steps] + [input_px] * (steps - len(coarse))
+
+
+def _scaled(pixels: Tensor, side: int) -> Tensor:
+    return pixels if pixels.shape[-1] == side else functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
 
 
 def _to_input(images: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ def main() -> None:
         for title, model, recipe, is_closed in (
             ("ArcFace", "ArcFace", RECIPES["audit"], False),
             ("ArcFace, no BatchNorm term", "ArcFace", replace(RECIPES["audit"], bn_weight=0.0), False),
+            ("ArcFace, from coarse to fine", "ArcFace", RECIPES["coarse"], False),
             ("ArcFace, neither moved nor annealed", "ArcFace", replace(RECIPES["audit"], is_moved=False, is_annealed=False), False),
             ("ArcFace, the paper's recipe and loss", "ArcFace", RECIPES["paper"], True),
             ("softmax", "softmax", RECIPES["audit"], False),

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from torch import Tensor, nn
 
 from arcface_core.angles import angle_deg, rowwise_cosine
 from arcface_core.heads import SubCenterHead
-from arcface_core.inversion import RECIPES, Recipe, _batchnorm_gaps, _batchnorm_term, _total_variation, closed_set, invert, open_set
+from arcface_core.inversion import (
+    RECIPES,
+    Recipe,
+    _batchnorm_gaps,
+    _batchnorm_term,
+    _sides,
+    _total_variation,
+    closed_set,
+    invert,
+    open_set,
+)
 
 PX, DIM, BATCH = 16, 8, 4
 
@@ -81,6 +92,18 @@ def test_the_angle_falls_and_is_that_of_the_images_given_back(batchnorm: bool) -
     assert (start.angle_deg > 60).all() and (done.angle_deg < start.angle_deg / 2).all()
     assert done.loss_history.shape == (150,) and done.loss_history[-10:].mean() < done.loss_history[0] / 2
     assert start.loss_history.shape == (0,)
+
+
+def test_from_coarse_to_fine() -> None:
+    given = {"input_px": PX, "steps": 60, "seed": 1, "device": "cpu"}
+    found = invert(tiny(), centers(), recipe=RECIPES["coarse"], **given)
+    assert found.images.shape == (BATCH, 3, PX, PX) and len(found.loss_history) == 60 and float(found.angle_deg.max()) < 30
+    assert _sides(RECIPES["coarse"], PX, 60) == [4] * 15 + [8] * 21 + [16] * 24
+    bent = []  # a picture that was scaled up from 4 x 4 bends less than any other
+    for levels in (((4, 1.0),), ()):
+        images = invert(tiny(), centers(), recipe=replace(RECIPES["coarse"], coarse=levels), **given).images.float()
+        bent.append(float(images.diff(n=2, dim=-1).abs().mean()))
+    assert bent[0] < bent[1] / 3
 
 
 def test_each_image_goes_to_its_own_center() -> None:

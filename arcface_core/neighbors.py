@@ -101,8 +101,10 @@ class NeighborIndex:
         step = max(1, len(keys_MD) // _RECALL_QUERIES)
         asked = keys_MD[::step][:_RECALL_QUERIES]
         k = min(_RECALL_K, len(keys_MD))
-        truth = _exact(normalize(asked).float(), normalize(keys_MD).float(), k)[1]
         _, found = self.search(asked, k)
+        probed, self._index.nprobe = self._index.nprobe, self._index.nlist  # all lists: the exact search, without another copy of the keys
+        _, truth = self.search(asked, k)
+        self._index.nprobe = probed
         return float((truth[:, :, None] == found[:, None, :]).any(dim=2).float().mean())
 
 
@@ -196,14 +198,18 @@ def _list_after_list(index: Any, unit_BD: NDArray[np.float32], k: int) -> tuple[
 
     list_Bp = index.quantizer.search(unit_BD, index.nprobe)[1]
     query_N = (list_Bp.ravel().astype(np.uint16 if index.nlist < 1 << 16 else np.int64)).argsort(kind="stable") // index.nprobe
-    ends = np.bincount(list_Bp.ravel(), minlength=index.nlist).cumsum()
+    ends = [0, *np.bincount(list_Bp.ravel(), minlength=index.nlist).cumsum().tolist()]
     best = faiss.ResultHeap(len(unit_BD), k, keep_max=True)
-    for number, asked_N in enumerate(np.split(query_N, ends[:-1])):
-        if len(asked_N) and (size := index.invlists.list_size(number)):
-            ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
-            keys = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.d * 4).view(np.float32).reshape(size, index.d)
-            for some_n in np.array_split(asked_N, -(-len(asked_N) * size // _COSINES_AT_ONCE)):
-                cos_nM = torch.from_numpy(unit_BD[some_n]) @ torch.from_numpy(keys).T
-                best.add_result_subset(some_n, cos_nM.numpy(), ids)
+    for number in range(index.nlist):
+        size = index.invlists.list_size(number)
+        if size == 0:
+            continue
+        ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
+        keys = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.d * 4).view(np.float32).reshape(size, index.d)
+        at_once = max(1, _COSINES_AT_ONCE // size)
+        for first in range(ends[number], ends[number + 1], at_once):
+            asked_n = query_N[first : min(first + at_once, ends[number + 1])]
+            cos_nM = torch.from_numpy(unit_BD[asked_n]) @ torch.from_numpy(keys).T
+            best.add_result_subset(asked_n, cos_nM.numpy(), ids)
     best.finalize()
     return best.D, best.I

@@ -15,8 +15,8 @@ from typing import Any
 
 PLANS = (("1 M", 1_000_000, 20_000), ("50 M", 50_000_000, 1_000_000), ("260 M", 260_000_000, 4_000_000))
 """(name, images, identities)"""
-_PER_NODE = ("ingest", "embed", "export")
-"""Stages whose parts go to all cores of all nodes; the others run on the node of the flow. Where there is a GPU, embed runs on one."""
+_PER_NODE = ("ingest", "embed", "isolate", "export")
+"""Stages whose parts go to all cores of all nodes; the others run on the node of the flow. Where there is a GPU, embed and isolate run on one."""
 
 
 STAGES = {"ingest": 1.0, "train": 2.0, "embed": 2.0, "isolate": 2.0, "manifest": 1.0, "export": 0.5}
@@ -86,7 +86,7 @@ def hours(rates: Rates, images: int, given: argparse.Namespace) -> dict[str, flo
     per_s = dict(rates.per_s)
     per_s |= {stage: rates.per_s[stage] * cores for stage in _PER_NODE}
     if gpus:
-        per_s |= {"train": given.train_rate * gpus, "embed": given.embed_rate}
+        per_s |= {"train": given.train_rate * gpus, "embed": given.embed_rate, "isolate": given.isolate_rate or rates.per_s["isolate"]}
     times = STAGES | {"train": STAGES["train"] * given.epochs}
     return {stage: times[stage] * images / per_s[stage] / 3600 for stage in STAGES}
 
@@ -100,6 +100,7 @@ def main() -> None:
     options.add_argument("--gpus", type=int, default=0, help="that train")
     options.add_argument("--train-rate", type=float, default=1000.0, help="images a second of one GPU in training")
     options.add_argument("--embed-rate", type=float, default=2500.0, help="images a second of the one GPU that embeds")
+    options.add_argument("--isolate-rate", type=float, help="images a second of the one GPU that isolates; without, those of one core")
     options.add_argument("--epochs", type=int, default=20)
     options.add_argument("--dim", type=int, default=512)
     options.add_argument("--subcenters", type=int, default=3)

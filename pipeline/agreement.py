@@ -57,7 +57,8 @@ class _Held:
         self.place_N = torch.from_numpy(place_N.reshape(-1))
         """Identity of each sample, as a place in `class_G`."""
         self.vectors_ND = torch.from_numpy(self.bucket.unit_ND)
-        self.unit_ND = self.vectors_ND.to(part.files.device)
+        self.device = part.files.device
+        self.unit_ND = self.vectors_ND.to(self.device)
         self.salt_N = torch.from_numpy(self.bucket.salt_N)
         self.head_row_G = torch.from_numpy(mapped(part.files.head_row)[class_G])
 
@@ -266,8 +267,7 @@ def _before_rivals(rivals: Path, held: _Held) -> tuple[Tensor, Tensor]:
 
 def _rival_angles(rivals: Path, held: _Held) -> Tensor:
     """Angle of each sample to the nearest other identity."""
-    device = held.unit_ND.device
-    return open_rivals(rivals, device.type).nearest(held.unit_ND, held.class_N.to(device), 1)[1][:, 0]
+    return open_rivals(rivals, held.device).nearest(held.unit_ND, held.class_N.to(held.device), 1)[1][:, 0]
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,7 @@ class _Round:
         with all_threads():
             search = RivalSearch.over(known.consensus_CD.to(device), (known.mass_C >= LEAST_MASS).to(device))
         write_rivals(folder, search)
+        del search  # before another one is opened
         save_array(folder / "gave_up.npy", known.gave_up_C.numpy())
         return open_rivals(folder, device)
 

@@ -38,6 +38,8 @@ upkeep.add_to(app)
 inversion.add_to(app)
 DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]
 _out = Console()
+_READERS = {"duckdb", "_duckdb", "pyarrow"}
+_DAMAGED = "`purify verify RUN` tells which are damaged; remove their folder (manifest/, rounds/1/noise/ ...), and the same `purify run` makes it anew."
 _STOPPED = "Stopped. The same command goes on where it stopped."
 _Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
 Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]
@@ -358,6 +360,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         traceback.clear_frames(
             error.__traceback__
         )  # Prefect keeps them to the end of the process, where DuckDB complains of what they hold
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in _READERS:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        code, message = 1, f"[bold red]purify:[/bold red] A file of the run cannot be read: {escape(reason)}. {_DAMAGED}"
+        traceback.clear_frames(error.__traceback__)
     except KeyboardInterrupt:
         code, message = 130, _STOPPED
     except _Terminated:

@@ -158,7 +158,7 @@ def verify(
     if len(found.findings) > _MOST:
         _out.print(f"... and {len(found.findings) - _MOST:,} more", highlight=False)
     if found.findings:
-        raise BadShard(f"{len(found.findings):,} of {found.files:,} files of {place} are not as they should be. {advice(place)}")
+        raise BadShard(f"{len(found.findings):,} findings in {found.files:,} files of {place}. {advice(place)}")
     seconds = time.perf_counter() - started
     _out.print(
         f"{place}: {found.files:,} files, {found.bytes / 1e6:,.1f} MB, all as they should be ({seconds:.1f} s)",

@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import load
-from pipeline.errors import BadInput
+from pipeline.errors import BadConfig, BadInput
 
 if TYPE_CHECKING:
     from pipeline.status import Status
@@ -134,6 +135,7 @@ def serve(
     """
     settings = load(preset=preset, file=config, overrides=set_ or [])
 
+    import httpx
     from prefect.schedules import Cron
     from prefect.settings import PREFECT_API_URL
 
@@ -144,9 +146,18 @@ def serve(
         raise BadInput(
             "There is no Prefect server. Start one with `prefect server start`, then `export PREFECT_API_URL=http://127.0.0.1:4200/api`."
         )
+    try:
+        ZoneInfo(timezone)
+        schedule = Cron(cron, timezone=timezone) if cron else None
+    except (ValueError, ZoneInfoNotFoundError) as error:
+        raise BadConfig(f"--cron or --timezone: {error}. As --cron '0 3 * * *' --timezone Europe/Berlin.") from error
+    try:
+        httpx.get(f"{PREFECT_API_URL.value()}/health", timeout=10)
+    except httpx.HTTPError as error:
+        raise BadInput(f"No Prefect server answers at {PREFECT_API_URL.value()}. Start it with `prefect server start`.") from error
     purify.serve(
         name=name,
-        schedule=Cron(cron, timezone=timezone) if cron else None,
+        schedule=schedule,
         parameters={"crawl": crawl, "run": str(run.resolve()), "config": as_dict(settings)},
         limit=1,
         pause_on_shutdown=False,

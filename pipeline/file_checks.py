@@ -36,7 +36,8 @@ class Expected:
 
     place: str
     name: str
-    kind: Literal["tar", "parquet", "pictures", "lines", "bytes"]
+    kind: Literal["tar", "parquet", "pictures", "lines", "bytes", "table"]
+    """`table`: a Parquet file of which nothing is told; it has to be readable to its end."""
     bytes: int | None = None
     sha256: str | None = None
     samples: int | None = None
@@ -78,6 +79,10 @@ def _check(one: Expected) -> Checked:
         wrong += _sidecar(one, size, sha256)
     if one.kind == "lines" and lines != one.samples:
         wrong.append(f"has {lines} lines, {one.samples} samples are told of")
+    if one.kind == "table":
+        with places.open_seekable(join(one.place, one.name), READ) as file:
+            for _ in pq.ParquetFile(file).iter_batches():
+                pass
     pictures = None
     if one.kind in {"parquet", "pictures"} and not wrong:
         with places.open_seekable(join(one.place, one.name), READ) as file:

@@ -2,7 +2,8 @@
 
 Every file is hashed; of a tar the keys are compared with its twin, of a Parquet file the rows are counted, of an image folder every picture is
 hashed; and what is there without being told of is found too. Nothing is changed. Twins of raw/ and clean/ have no SHA-256 of their own: they are
-read, and their keys have to be those of their tar, which is proven.
+read, and their keys have to be those of their tar, which is proven. Nor have the other tables of a run (manifest, rounds, evaluation, decisions):
+they are read to their end.
 """
 
 import itertools
@@ -48,13 +49,17 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
     is_run = places.facts(join(root, "run.json"), READ) is not None
     parts = [f"{name}/" for name in ("raw", "clean") if places.is_folder(join(root, name), READ)] if is_run else [""]
     folders = [_Folder.of(join(root, part.rstrip("/"))) for part in parts]
+    if is_run:
+        parts, folders = [*parts, ""], [*folders, _Folder(root, None, None, _tables(root))]
     checked = iter(fan_out(check, [one for folder in folders for one in folder.expected], workers=workers, progress=progress))
     whole = Verified()
     for part, folder in zip(parts, folders, strict=True):
         mine = list(itertools.islice(checked, len(folder.expected)))
         whole.files += sum(one.files for one in mine)
         whole.bytes += sum(one.bytes for one in mine)
-        found = [finding for one in mine for finding in one.findings] + _counts(folder) + _not_told_of(folder, mine)
+        found = [finding for one in mine for finding in one.findings]
+        if part or not is_run:
+            found += _counts(folder) + _not_told_of(folder, mine)
         whole.findings += sorted(Finding(part + one.name, one.what) for one in found)
     return whole
 
@@ -94,6 +99,13 @@ def _raw(root: str) -> list[Expected]:
     if not names:
         raise BadInput(f"{root} has neither {DATASET} nor raw shards. Give a run folder, its raw/ or clean/, or an export.")
     return [_tar(root, name.removesuffix(".parquet"), {}) for name in names]
+
+
+def _tables(root: str) -> list[Expected]:
+    """The tables of a run, but for those of raw/ and clean/."""
+    below = (entry.path for entry in places.walk(root) if entry.path.endswith(".parquet"))
+    names = [name for name in below if name.split("/")[0] not in ("raw", "clean") and not any(part[0] == "." for part in name.split("/"))]
+    return [Expected(root, name, "table") for name in sorted(names)]
 
 
 def _of_dataset(root: str, told: dict[str, Any], form: str | None) -> list[Expected]:
@@ -181,4 +193,4 @@ def advice(place: Location) -> str:
     name = Path(str(place)).name
     if name in {"raw", "clean"}:
         return f"Remove {place} and give the same `purify run` again: it will be made anew."
-    return "Of a run, remove raw/ or clean/ and give the same `purify run` again; write an export again."
+    return "Of a run, remove the folder of what is damaged (raw/, clean/, manifest/, rounds/1/noise/) and give the same `purify run` again; write an export again."

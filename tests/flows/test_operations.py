@@ -67,11 +67,17 @@ def test_a_run_beyond_a_limit_is_marked_in_words_in_the_exit_code_and_in_prefect
         (["run", "a", "b", "--set", "rounds=0"], 2, "rounds"),
         (["frobnicate"], 2, ""),
         (["status", "nowhere"], 1, "is no run folder"),
+        (["serve", "a", "b", "--cron", "bad"], 2, "--cron '0 3 * * *'"),
+        (["serve", "a", "b", "--cron", "0 3 * * *", "--timezone", "Nowhere/X"], 2, "--timezone"),
+        (["serve", "a", "b"], 1, "No Prefect server answers at http://127.0.0.1:9/api"),
         (["history", "nowhere"], 1, "There is no run folder at nowhere"),
     ],
 )
-def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], code: int, message: str) -> None:
-    found, out, err = said(capsys, *argv)
+def test_exit_codes(capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        found, out, err = said(capsys, *argv)
     assert found == code and message in err.replace("\n", " ") + out
 
 

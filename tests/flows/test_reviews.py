@@ -68,3 +68,13 @@ def test_nothing_is_told_while_a_forget_is_not_finished(run: Path, capsys: pytes
         cli.main([question[0], str(run), *question[1:]])
     told = capsys.readouterr()
     assert stop.value.code == 1 and told.out == "" and "To finish it: purify forget" in told.err
+
+
+@pytest.mark.parametrize(
+    "question", [("report", "summary"), ("query", "from manifest"), ("why", "0" * 64), ("decisions",), ("sample-review", "out")]
+)
+def test_a_damaged_table_is_told_without_a_trace(run: Path, capsys: pytest.CaptureFixture[str], question: tuple[str, ...]) -> None:
+    (run / "manifest" / "part-000000.parquet").write_bytes(b"junk")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([question[0], str(run), *question[1:]])
+    assert stop.value.code == 1 and "cannot be read" in (told := capsys.readouterr().err) and "purify verify" in told

@@ -58,13 +58,15 @@ def test_nothing_is_wrong_with_what_was_just_written(whole: dict[str, Path], kin
     assert (found.files, found.bytes) == (len(told), sum(path.stat().st_size for path in told))
 
 
-def test_a_run_is_its_raw_and_its_clean_shards_and_processes_find_the_same(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_is_its_raw_its_clean_shards_and_its_tables_and_processes_find_the_same(whole: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(whole["raw"].parent, tmp_path / "run")
     for name in ("raw/raw-000001.tar", "clean/clean-000002.tar"):
         path = tmp_path / "run" / name
         path.write_bytes(path.read_bytes()[:-1] + b"x")
+    [table, *_] = sorted((tmp_path / "run" / "manifest").glob("*.parquet"))
+    table.write_bytes(table.read_bytes()[:-1])
     found = verify(tmp_path / "run", workers=2)
-    assert {one.name for one in found.findings} == {"raw/raw-000001.tar", "clean/clean-000002.tar"}
+    assert {one.name for one in found.findings} == {"raw/raw-000001.tar", "clean/clean-000002.tar", f"manifest/{table.name}"}
     assert found == verify(tmp_path / "run", workers=1)
 
 
@@ -182,4 +184,4 @@ def test_the_command_prints_what_is_wrong_and_ends_with_1(copied: Path, capsys: 
         cli.main(["verify", str(copied), "--workers", "1"])
     said = capsys.readouterr()
     assert ended.value.code == 1 and "[red]x: is there, and nothing tells of it" in said.out
-    assert "1 of 7 files" in " ".join(said.err.split()) and "write an export again" in " ".join(said.err.split())
+    assert "1 findings in 7 files" in " ".join(said.err.split()) and "write an export again" in " ".join(said.err.split())

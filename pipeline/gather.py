@@ -84,7 +84,7 @@ def gather(raw: Path, train: Path, embeddings: Path, stems: Sequence[str], folde
         buckets=Buckets(folder / "buckets", split.buckets, split.dim),
         names=Names.write(folder / "names.arrow", table["identity"]),
     )
-    crew.total += len(split.pieces) + split.buckets * (2 + _COMPETITIONS)
+    crew.total += 2 * len(split.pieces) + split.buckets * (3 + _COMPETITIONS)  # of the copies, too
     class_H = files.names.classes(head)
     if (class_H < 0).any():
         raise PurifyError(f"{train} was trained on identities that {raw} has no samples of. Run the same command again.")

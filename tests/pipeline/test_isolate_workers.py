@@ -73,7 +73,9 @@ def small_buckets() -> Iterator[None]:
 def bytes_of(round_: tuple[Path, Path, Path], out: Path, workers: int) -> dict[str, bytes]:
     raw, train, embeddings = round_
     config = load(overrides=["device=cpu", "evaluate.holdout=0.3", f"workers={workers}"])
-    receipt = isolate(raw, train, embeddings, out, config)
+    seen: list[tuple[int, int]] = []
+    receipt = isolate(raw, train, embeddings, out, config, progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1)) and seen[-1] == (len(seen), len(seen)), seen[-1]
     assert receipt.counts["head_learned"] and receipt.counts["merge_proposals"] == 1
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "_receipt.json"}
 
@@ -87,6 +89,15 @@ def alone(round_: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFact
 def test_the_same_bytes_by_two(round_: tuple[Path, Path, Path], alone: dict[str, bytes], tmp_path: Path, runner: RunnerName) -> None:
     with fanned(runner, None, 2):
         assert bytes_of(round_, tmp_path / "noise", 2) == alone
+
+
+def test_the_same_bytes_where_torch_has_two_threads(round_: tuple[Path, Path, Path], alone: dict[str, bytes], tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 - before if before < 3 else 1)
+    try:
+        assert bytes_of(round_, tmp_path / "noise", 1) == alone
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_an_attempt_before_has_left_is_used_or_removed(

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import crawls, evaluation, exports, inversion, models, operations, questions, reviews, upkeep
+from flows.outputs import NewFile, NewFolder
 from pipeline.config import Config, Mode, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, recorded
@@ -162,7 +163,7 @@ def run(
 
 @app.command
 def demo(
-    folder: Path = Path("demo"),
+    folder: NewFolder = Path("demo"),
     *,
     identities: Annotated[int, Parameter(validator=Number(gte=3))] = 150,
     images: Annotated[int, Parameter(validator=Number(gte=4))] = 40,
@@ -188,7 +189,9 @@ def demo(
     from pipeline.score import score
 
     made, where = folder / "synthetic", folder / "run"
-    settings = load(preset="demo", overrides=[f"seed={seed}", f"evaluate.bins=['{made / 'unseen.bin'}']", *(set_ or [])])
+    if folder.is_dir() and {path.name for path in folder.iterdir() if path.name[0] != "."} - {made.name, where.name}:
+        raise BadInput(f"{folder} holds other things than a demo. Give a folder that is empty, or not there.")
+    settings = load(preset="demo", overrides=[f"seed={seed}", f"evaluate.bins={json.dumps([str(made / 'unseen.bin')])}", *(set_ or [])])
     _render_once({"identities": identities, "images": images, "noise": noise, "seed": seed}, made)
     code = _summarise(_purify(made / "crawl", where, settings), where)
     result = score(where, made / "truth.parquet")
@@ -203,8 +206,8 @@ def demo(
 
 @app.command
 def synthesize(
-    crawl: Path,
-    truth: Path,
+    crawl: NewFolder,
+    truth: NewFile,
     *,
     identities: Annotated[int, Parameter(validator=Number(gte=3))] = 150,
     images: Annotated[int, Parameter(validator=Number(gte=4))] = 40,

@@ -141,6 +141,8 @@ def serve(
 
     from flows.purify import purify
     from pipeline.config import as_dict
+    from pipeline.inputs import check_inputs
+    from pipeline.layout import RunLayout
 
     if not PREFECT_API_URL.value():
         raise BadInput(
@@ -155,6 +157,7 @@ def serve(
         httpx.get(f"{PREFECT_API_URL.value()}/health", timeout=10)
     except httpx.HTTPError as error:
         raise BadInput(f"No Prefect server answers at {PREFECT_API_URL.value()}. Start it with `prefect server start`.") from error
+    check_inputs(crawl, RunLayout(run), settings)
     purify.serve(
         name=name,
         schedule=schedule,

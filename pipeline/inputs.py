@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline import faces
+from pipeline import faces, forgotten
 from pipeline.config import Config
 from pipeline.embedders import locate
 from pipeline.errors import BadCheckpoint, BadInput, StaleInput
@@ -16,13 +16,14 @@ def check_inputs(crawl: Location, run: RunLayout, config: Config) -> str:
     """The form of the crawl.
 
     Raises BadInput, or a kind of it, for a crawl, model, weights, or a set that is not there or not what it should be, BadConfig for settings that do
-    not fit together, StaleInput for a run folder inside of its crawl, which would grow by it.
+    not fit together, StaleInput for a run folder inside of its crawl, which would grow by it, and BadInput where the log of the forgotten has lost its key.
     """
     place = located(crawl)
     source = recognise(place, config.ingest)
     root = run.root.resolve()
     if Path(place) in (root, *root.parents):
         raise StaleInput(f"{run.root} lies in the crawl, and would be read as a part of it. Give a run folder outside of {place}.")
+    forgotten.read(run.root)
     faces.inputs(config.ingest)
     if config.embedder.model is not None:
         locate(Path(config.embedder.model), config.embedder)

@@ -124,6 +124,9 @@ def read_finished(run: RunLayout) -> dict[str, Any]:
 
 
 def read_record(run: RunLayout) -> dict[str, Any]:
-    """run.json."""
-    record: dict[str, Any] = json.loads(run.run_json.read_text("utf-8"))
+    """run.json. Raises StaleInput when it cannot be read."""
+    try:
+        record: dict[str, Any] = json.loads(run.run_json.read_text("utf-8"))
+    except ValueError as error:
+        raise StaleInput(f"{run.run_json} is damaged or not ours. Give another run folder, or remove this one.") from error
     return record

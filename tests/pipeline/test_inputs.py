@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline import tables
 from pipeline.config import load
 from pipeline.errors import PurifyError
 from pipeline.inputs import check_inputs
 from pipeline.layout import RunLayout
+from pipeline.run_folder import read_finished
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,17 @@ def test_a_run_folder_is_no_part_of_its_crawl(tiny_crawl: tuple[Path, Path], tmp
     for run in (tiny_crawl[0] / "run", tmp_path / "link" / "run", tiny_crawl[0]):
         with pytest.raises(PurifyError, match="lies in the crawl"):
             check_inputs(tiny_crawl[0], RunLayout(run), load())
+
+
+def test_a_log_of_the_forgotten_without_its_key_stops_the_run(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    run.forgotten.mkdir()
+    pq.write_table(tables.FORGOTTEN.empty_table(), run.forgotten / "log.parquet")
+    with pytest.raises(PurifyError, match="its key is gone"):
+        check_inputs(tiny_crawl[0], run, load())
+
+
+def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{", "utf-8")
+    with pytest.raises(PurifyError, match="damaged or not ours"):
+        read_finished(RunLayout(tmp_path))

@@ -48,7 +48,8 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     """
     require_whole(RunLayout(run))
     if not any(RunLayout(run).manifest.glob("*.parquet")):
-        raise BadInput(f"{run} has no manifest yet. Make one with `purify run CRAWL {run}`, or give the folder of a finished run.")
+        begun = run if RunLayout(run).run_json.exists() else "RUN"
+        raise BadInput(f"{run} has no manifest. Make one with `purify run CRAWL {begun}`, or give the folder of a finished run.")
     connection = duckdb.connect(":memory:")
     for name, schema, files in _tables(run):
         if files:

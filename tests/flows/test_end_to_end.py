@@ -203,7 +203,7 @@ def test_command_line(finished: tuple[Path, Path, dict[str, Any]], capsys: pytes
         (["run", str(tmp_path / "no"), str(tmp_path / "new")], 1, "There is no crawl at"),
         (["query", str(run), "drop table manifest"], 1, "one SELECT statement"),
         (["report", str(tmp_path)], 0, ""),
-        (["report", str(tmp_path), "summary"], 1, "has no manifest yet"),
+        (["report", str(tmp_path), "summary"], 1, "has no manifest"),
         (["synthesize", str(crawl), str(tmp_path / "t.parquet")], 1, "is there already"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -112,7 +112,7 @@ def test_duplicates_name_the_identities(run: Path) -> None:
 
 
 def test_a_run_without_manifest_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"has no manifest yet.*purify run"):
+    with pytest.raises(BadInput, match=r"has no manifest.*purify run"):
         open_run(tmp_path)
 
 

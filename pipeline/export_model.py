@@ -41,7 +41,6 @@ def export_onnx(source: Path, out: Path) -> Exported:
         raise BadInput(f"{source} is an ONNX model already. Give weights, or the folder of a training.")
     said = {"backbone": embedder.name, "weights_sha256": embedder.sha256, "input_px": str(embedder.input_px), "channels": "rgb"}
     said |= {"mean": ",".join([str(MEAN)] * 3), "std": ",".join([str(STD)] * 3)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         candidate = Path(folder) / out.name
         _trace(embedder.module, embedder.input_px, candidate)

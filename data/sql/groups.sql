@@ -12,7 +12,7 @@ counted AS (
         1 + (quality > qualities[1])::INT + (quality > qualities[2])::INT + (quality > qualities[3])::INT + (quality > qualities[4])::INT AS quality,
         1 + (sharpness > sharpnesses[1])::INT + (sharpness > sharpnesses[2])::INT + (sharpness > sharpnesses[3])::INT + (sharpness > sharpnesses[4])::INT AS sharpness,
         1 + (brightness > brightnesses[1])::INT + (brightness > brightnesses[2])::INT + (brightness > brightnesses[3])::INT + (brightness > brightnesses[4])::INT AS brightness,
-        least(floor(abs(yaw_deg) / 15), 3)::INT AS yaw,
+        CASE WHEN yaw_deg IS NOT NULL THEN least(floor(abs(yaw_deg) / 15), 3)::INT END AS yaw,
         (side >= 64)::INT + (side >= 128)::INT + (side >= 256)::INT AS size,
         count(*) AS samples,
         count(*) FILTER (WHERE verdict = 'keep') AS kept,

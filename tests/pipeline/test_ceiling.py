@@ -32,7 +32,7 @@ def run(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> Path:
     ingest(tiny_crawl[0], layout.raw, config)
     for number in (1, 2):
         train(layout.raw, layout.round(number).train, config)
-    write_json(layout.run_json, {"config": as_dict(config), "crawl": str(tiny_crawl[0]), "stages": []})
+    write_json(layout.run_json, {"config": as_dict(config), "crawl": str(tiny_crawl[0]), "finished": True, "stages": []})
     return layout.root
 
 

@@ -84,6 +84,10 @@ def test_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     source = training(tmp_path / "train", "tiny")
     with pytest.raises(SystemExit) as ended:
         cli.main(["export-model", str(source), str(tmp_path / "new" / "out.onnx")])
+    assert ended.value.code == 2 and "There is no folder" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export-model", str(source), str(tmp_path / "new" / "out.onnx")])
     assert ended.value.code in (0, None) and "tiny, 32 px, 16 dimensions" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         cli.main(["export-model", str(tmp_path / "new" / "out.onnx"), str(tmp_path / "again.onnx")])

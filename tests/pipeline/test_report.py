@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -202,3 +203,40 @@ def test_two_runs_are_compared_item_by_item(run: Path, tmp_path: Path) -> None:
     found = {(row["verdict"], row["other_verdict"]): row["items"] for row in diff(run, write_run(tmp_path / "b", changed)).to_pylist()
              if row["verdict"] != row["other_verdict"]}  # fmt: skip
     assert found == {("keep", "drop"): 1, ("drop", None): 1}
+
+
+def test_groups_and_sources_count_what_is_known_and_nothing_else(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [Planted(identity="Ada", verdict="drop" if at % 2 else "keep") for at in range(8)])
+    [part] = (run / "manifest").glob("*.parquet")
+    table = pq.read_table(part)
+    known = {
+        "yaw_deg": [0.0, -14.9, 15.0, -44.9, 45.0, 90.0, None, None],
+        "brightness": [0.1, 0.2, 0.3, 0.4, 0.5, None, None, None],
+        "width_px": [20, 64, 127, 128, 256, 999, None, None],
+        "height_px": [999, 64, 127, 128, 256, 999, None, None],
+        "face_width_px": [None] * 8,
+        "face_height_px": [None] * 8,
+        "source_uri": [
+            "a.org/1",
+            "https://b.org/1",
+            "https://b.org/c/2",
+            "s3://bucket/a://b/3",
+            "x.jpg",
+            "a.org/c/5",
+            "https://b.org",
+            "a.org/8",
+        ],
+    }
+    for name, values in known.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    pq.write_table(table, part)
+    found = {(row["kind"], row["value"]): (row["samples"], row["kept"]) for row in report(run, "groups").to_pylist()}
+    wanted = {"0 to 14 degrees": (2, 1), "15 to 29 degrees": (1, 1), "30 to 44 degrees": (1, 0), "45 degrees and more": (2, 1)}
+    assert {value: counts for (kind, value), counts in found.items() if kind == "yaw"} == wanted
+    wanted = {"below 64 px": (1, 1), "64 to 127 px": (2, 1), "128 to 255 px": (1, 0), "256 px and more": (2, 1)}
+    assert {value: counts for (kind, value), counts in found.items() if kind == "size"} == wanted
+    fifths = {value: counts for (kind, value), counts in found.items() if kind == "brightness"}
+    assert set(fifths) == {f"fifth {number} of 5" for number in range(1, 6)} and sum(samples for samples, _ in fifths.values()) == 5
+    sources = {row["source"]: row["items"] for row in report(run, "sources").to_pylist()}
+    assert sources == {"a.org": 3, "b.org": 3, "bucket": 1, "x.jpg": 1}

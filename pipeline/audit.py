@@ -15,14 +15,14 @@ from pipeline.fanout import fan_out
 from pipeline.imagine import Imagined, imagine, why_none
 from pipeline.layout import RunLayout
 from pipeline.pages import people
-from pipeline.pages.overview import overview
+from pipeline.pages.overview import overview, pairs
 from pipeline.pages.people import Inversion
 from pipeline.pages.text import page
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.report import open_run
 from pipeline.run_folder import versions
 
-VERSION = 4
+VERSION = 5
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -46,6 +46,9 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
 
     def work(folder: Path) -> Counts:
         names = noisiest(run.root, config.audit.inversions)
+        with open_run(run.root) as db:
+            two_names = [name for pair in pairs(db) for name in (pair["identity"], pair["other_identity"])]
+        names += [name for name in dict.fromkeys(two_names) if name not in names] if config.audit.inversions else []
         imagined = imagine(run.raw, rounds, names, config, progress=progress)
         counts = write_audit(
             run.root,
@@ -87,6 +90,7 @@ def write_audit(
 
     The first `identities` of `noisiest` have a page, with up to `faces` kept and `faces` removed samples spread evenly from the smallest angle
     to the largest, and their near duplicates and proposed relabels. `inversions`: identity -> the faces imagined for it.
+    Of two names that may be one person the last of these faces stand side by side in the overview.
     `why_no_inversion`: said where none is drawn.
     `settings`: those of the run, to show.
     What stands in `out` from an attempt before is not made again.
@@ -100,6 +104,10 @@ def write_audit(
     imagined = {name: _write_inversions(inversions[name], number, out) for number, name in enumerate(names) if name in inversions}
     fan_out(people.write_wave, people.waves(run, out, names, faces, imagined), workers=workers, progress=progress)
     lists = people.write_list(everyone, out)
+    for number, pair in enumerate(facts["pairs"]):
+        for place, of in enumerate(("identity", "other_identity")):
+            seen = inversions.get(pair[of], ())[-1:]
+            pair[f"{of}_face"] = _write_face(seen[0], f"inversions/pair-{number:02d}-{place}.png", out) if seen else None
     shared = {"title": title, "lists": len(lists), "drawn": len(names), "people": everyone.num_rows}
     pages = {
         "identity.html": page("person.html.jinja", style=("base.css",), script=("page.js", "ask.js", "tiles.js", "person.js"), **shared),
@@ -133,12 +141,15 @@ def _told(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
 
 
 def _write_inversions(faces: Sequence[Imagined], number: int, out: Path) -> list[Inversion]:
-    (out / "inversions").mkdir(exist_ok=True)
-    written = []
-    for place, face in enumerate(faces):
-        if not face.png.startswith(_PNG):
-            raise ValueError(f"An inversion is given as PNG bytes; got bytes that begin {face.png[:8]!r}.")
-        file = f"inversions/{number:06d}-{place}.png"
-        (out / file).write_bytes(face.png)
-        written.append(Inversion(file, face.about, face.angle_deg))
-    return written
+    return [
+        Inversion(_write_face(face, f"inversions/{number:06d}-{place}.png", out), face.about, face.angle_deg)
+        for place, face in enumerate(faces)
+    ]
+
+
+def _write_face(face: Imagined, file: str, out: Path) -> str:
+    if not face.png.startswith(_PNG):
+        raise ValueError(f"An inversion is given as PNG bytes; got bytes that begin {face.png[:8]!r}.")
+    (out / file).parent.mkdir(exist_ok=True)
+    (out / file).write_bytes(face.png)
+    return file

@@ -43,6 +43,7 @@ def overview(db: duckdb.DuckDBPyConnection, run: Path) -> dict[str, Any]:
         "rounds": _rounds(db, judges),
         "sweep": _sweep(db, judges[numbers[-1]] if numbers else {}),
         "changes": _changes(RunLayout(run), numbers),
+        "pairs": pairs(db),
         "sources": _sources(db),
         "groups": _groups(db),
         "training": _training(db),
@@ -71,11 +72,23 @@ _CHANGES_SQL = """
     SELECT a.verdict AS before, b.verdict AS after, count(*) AS samples
     FROM read_parquet($first) a JOIN read_parquet($last) b ON b.source_uri = a.source_uri GROUP BY ALL
 """
+_PAIRS_SQL = """
+    SELECT kind, identity, other_identity, samples, other_samples, least(share_near, other_share_near) AS share_near, center_angle_deg
+    FROM proposals WHERE kind IN ('merge', 'review') AND round = (SELECT max(round) FROM proposals)
+    ORDER BY kind, share_near DESC, samples + other_samples DESC, identity, other_identity LIMIT $most
+"""
+PAIRS = 12
+"""Pairs of names shown, the surest first."""
 _TRAINING_SQL = """
     SELECT round, CAST(avg(step) AS DOUBLE) AS step, avg(loss) AS loss
     FROM (SELECT *, ntile($points) OVER (PARTITION BY round ORDER BY step) AS part FROM training WHERE loss IS NOT NULL)
     GROUP BY round, part ORDER BY round, step
 """
+
+
+def pairs(db: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The names that the last round takes for one person, and then those of which it is not sure."""
+    return _rows(db, _PAIRS_SQL, most=PAIRS) if _has(db, "proposals") else []
 
 
 def _rows(db: duckdb.DuckDBPyConnection, sql: str, **given: Any) -> list[dict[str, Any]]:

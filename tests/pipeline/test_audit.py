@@ -358,3 +358,13 @@ def test_an_identity_that_a_missing_manifest_hides_is_an_error(tmp_path: Path) -
 def test_inversions_must_be_png(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="PNG bytes"):
         write_audit(run, tmp_path, title="t", identities=5, faces=4, inversions={SCRIPT: [Imagined(b"<svg>", "", 1.0)]})
+
+
+def test_two_names_that_may_be_one_person_stand_side_by_side(tmp_path: Path) -> None:
+    run, out = write_run(tmp_path / "run", [Planted(identity=name) for name in ("Ada", "Bob")]), tmp_path / "audit"
+    faces = {"Ada": [Imagined(png(), "of round 1", 9.0), Imagined(png(), "of round 2", 8.0)]}
+    write_audit(run, out, title="t", identities=9, faces=2, inversions=faces)
+    page = Page((out / "index.html").read_text("utf-8"))
+    pictures = {attrs["src"]: attrs["alt"] for tag, attrs in page.tags if tag == "img"}
+    assert pictures == {"inversions/pair-00-0.png": "The face imagined for Ada"} and (out / "inversions" / "pair-00-0.png").is_file()
+    assert "Two names, perhaps one person" in page.words and "21.0°" in page.words

@@ -234,7 +234,7 @@ class AuditConfig:
     faces: Annotated[int, Field(ge=1, le=512)] = 16
     """Kept and removed faces shown per identity, each."""
     inversions: Annotated[int, Field(ge=0)] = 24
-    """Identities for which the face that the network imagines is drawn, the noisiest first."""
+    """Identities for which the face that the network imagines is drawn, the noisiest first; unless 0, also the names of the surest proposals to merge."""
     inversion_steps: Annotated[int, Field(ge=0)] = 400
     """Gradient steps of the inversion; 0 leaves it out."""
 

@@ -115,7 +115,9 @@ def test_the_page_and_the_evaluation_are_there(finished: tuple[Path, Path, dict[
     _, run, _ = finished
     page = (run / "audit" / "index.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
-    assert {path.name[:6] for path in (run / "audit" / "inversions").glob("0*.png")} == {"000000", "000001", "000002"}, "one or more of each"
+    assert {path.name[:6] for path in (run / "audit" / "inversions").glob("0*.png")} == {"000000", "000001", "000002"}, (
+        "one or more of each"
+    )
     assert len(list((run / "audit" / "sheets").glob("*/*.jpg"))) == 3
     metrics = pq.read_table(run / "evaluation" / "metrics.parquet").to_pandas()
     assert set(metrics["backbone"]) == {"round-1", "round-2"} and set(metrics["dataset"]) >= {"held-out"}

@@ -45,10 +45,10 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
+        body = await _body(receive)  # of who is refused, too: with a body unread the connection is reset, at times before the answer is
         if refusal is not None:
             await _refuse(send, *refusal)
             return
-        body = await _body(receive)
         if body is None:
             await _refuse(send, 413, f"A request has at most {MOST_BYTES} bytes.")
             return

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from arcface_core.protocols.published import tar_at_nearest_far
 from arcface_core.protocols.streaming import all_pairs_histogram, histogram_tar_at_far, pair_ranks, search_distractors, suggested_floor
 from arcface_core.protocols.templates import Templates, image_weights, pair_cosines, pooled_templates
 from arcface_core.protocols.verification import tar_at_far
-from pipeline.protocols.ijb import read_columns
+from pipeline.protocols.ijb import read_arrays, read_columns
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 DIM = 512
@@ -65,7 +64,7 @@ def make_ijb(root: Path, scale: float) -> None:
     template = np.concatenate([np.arange(gallery + probes), rng.integers(0, gallery + probes, images - gallery - probes)])
     media = template * 100 + rng.integers(0, 8, images)
     centers = rng.standard_normal((gallery, DIM), np.float32)
-    people(rng, centers, whose[template], root / "features.npy", 2.5)
+    people(rng, centers, whose[template], root / "features.npy", 9.0)
     mates = np.column_stack([whose[gallery:], gallery + np.arange(probes)])
     number = rng.choice(gallery * probes, min(wanted, gallery * probes), replace=False)
     pairs = np.vstack([mates, np.column_stack([number // probes, gallery + number % probes])])
@@ -85,9 +84,8 @@ def make_ijb(root: Path, scale: float) -> None:
 def ijb_ours(root: Path, clock: Callable[[str], None]) -> dict[str, Any]:
     media = read_columns(root / "media.txt", [pa.string(), pa.int64(), pa.int64()])
     template, medium = (torch.from_numpy(media.column(number).to_numpy().copy()) for number in (1, 2))
-    pairs = read_columns(root / "pairs.txt", [pa.int32(), pa.int32(), pa.int8()])
-    left, right, label = (torch.from_numpy(pairs.column(number).to_numpy().copy()) for number in range(3))
-    del pairs, media
+    del media
+    left, right, label = (torch.from_numpy(array) for array in read_arrays(root / "pairs.txt", [pa.int32(), pa.int32(), pa.int8()]))
     clock("lists")
     features = torch.from_numpy(np.lib.format.open_memmap(root / "features.npy", "c"))
     weights = image_weights(features, detector_N=torch.from_numpy(np.load(root / "detector.npy")))
@@ -202,32 +200,37 @@ WAYS = {"ijb_ours": ijb_ours, "ijb_published": ijb_published, "megaface_ours": m
 
 def child(way: str, root: Path) -> None:
     at = time.perf_counter()
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before, started = _gb("VmHWM"), time.process_time()
     phases: dict[str, float] = {}
+    own_gb: dict[str, float] = {}
+    base = most = _gb("RssAnon")
+    ended = threading.Event()
 
     def clock(name: str) -> None:
-        nonlocal at
+        nonlocal at, most
         phases[name], at = time.perf_counter() - at, time.perf_counter()
-
-    anonymous, ended = [_anonymous_gb()], threading.Event()
+        own_gb[name], most = most - base, 0.0
 
     def watch() -> None:
+        nonlocal most
         while not ended.wait(0.005):
-            anonymous.append(_anonymous_gb())
+            most = max(most, _gb("RssAnon"))
 
     threading.Thread(target=watch, daemon=True).start()
     figures = WAYS[way](root, clock)
     ended.set()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"seconds": sum(phases.values()), "cpu": time.process_time() - started, "gb": (peak - before) * 1024 / 1e9}
-    found["own_gb"] = max(anonymous) - anonymous[0]
-    print(json.dumps({"phases": phases, **found, "figures": figures}))
+    found = {"seconds": sum(phases.values()), "cpu": time.process_time() - started, "gb": _gb("VmHWM") - before}
+    found["own_gb"] = max(own_gb.values())
+    print(json.dumps({"phases": phases, "own_gb_of": own_gb, **found, "figures": figures}))
 
 
-def _anonymous_gb() -> float:
-    """Memory that is no page of a file: such a page the system takes back when it wants memory."""
+def _gb(name: str) -> float:
+    """VmHWM, the most that this process held, or RssAnon, what it holds now and is no page of a file: such a page the system takes back when it wants memory.
+
+    getrusage's ru_maxrss would start from what the parent held.
+    """
     with Path("/proc/self/status").open(encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024 / 1e9
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024 / 1e9
 
 
 def measured(way: str, root: Path) -> dict[str, Any]:
@@ -251,6 +254,8 @@ def ijb(root: Path, scale: float) -> None:
     print(f"\n## IJB-C 1:1, scale {scale:g}\n\n| | ours | published way |\n|---|---|---|")
     for phase in ours["phases"]:
         print(f"| seconds, {phase} | {ours['phases'][phase]:.1f} | {theirs['phases'][phase]:.1f} |")
+    for phase in ours["phases"]:
+        print(f"| peak GB that are no pages of files, {phase} | {ours['own_gb_of'][phase]:.2f} | {theirs['own_gb_of'][phase]:.2f} |")
     for name, unit in (
         ("seconds", "seconds"),
         ("cpu", "CPU seconds"),

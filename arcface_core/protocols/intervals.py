@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arcface_core.protocols.verification import allowed_impostors, checked_scores
+from arcface_core.protocols.verification import allowed_impostors, checked_scores, highest_rising
 
 __all__ = ["Interval", "accuracy_difference", "tar_difference", "tar_interval"]
 
@@ -42,7 +42,7 @@ def tar_interval(scores_N: Tensor, genuine_N: Tensor, far: float, *, resamples: 
         return Interval(1.0, 1.0, 1.0)
     rng = np.random.default_rng(seed)
     rank_R = np.maximum(1, np.ceil(len(others) * rng.beta(allowed + 1, len(others) - allowed, resamples))).astype(np.int64)
-    falling = others.topk(int(max(rank_R.max(), allowed + 1))).values.numpy()
+    falling = highest_rising(others, int(max(rank_R.max(), allowed + 1))).numpy()[::-1]
     share_R = _share_above(own, falling[rank_R - 1])
     tar_R = rng.binomial(len(own), share_R) / len(own)
     return _interval(float(_share_above(own, falling[allowed : allowed + 1])[0]), tar_R)
@@ -103,14 +103,14 @@ def accuracy_difference(correct_N: Tensor, other_N: Tensor, *, resamples: int = 
     return _interval((better - worse) / count, (drawn[:, 0] - drawn[:, 1]) / count)
 
 
-def _refused(part: NDArray[np.float64], falling: NDArray[np.int64], drawn: NDArray[np.int64], allowed: int) -> float:
+def _refused(part: NDArray[np.floating], falling: NDArray[np.int64], drawn: NDArray[np.int64], allowed: int) -> float:
     """The score of the impostor after the `allowed` highest, each counted as often as it was drawn; it and its ties are refused."""
     counted = np.cumsum(drawn[falling])
     at = int(np.searchsorted(counted, allowed + 1))
     return float(part[falling[min(at, len(falling) - 1)]])
 
 
-def _share_above(rising: NDArray[np.float64], refused: NDArray[np.float64]) -> NDArray[np.float64]:
+def _share_above(rising: NDArray[np.floating], refused: NDArray[np.floating]) -> NDArray[np.float64]:
     above: NDArray[np.float64] = (len(rising) - np.searchsorted(rising, refused, side="right")) / len(rising)
     return above
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arcface_core.protocols.verification import VerificationAccuracy, checked_scores
+from arcface_core.protocols.verification import VerificationAccuracy, checked_scores, highest_rising
 
 __all__ = ["NearestPoint", "Validation", "kfold_accuracy_by_distance", "tar_at_nearest_far", "val_at_far"]
 
@@ -41,11 +41,11 @@ def kfold_accuracy_by_distance(scores_N: Tensor, genuine_N: Tensor, *, folds: in
     Folds are those of `sklearn.model_selection.KFold(shuffle=False)`: contiguous, the first `N mod folds` one longer. `thresholds` are distances.
     Raises ValueError: as `kfold_accuracy`. Source: insightface `eval/verification.py`, `calculate_roc`.
     """
-    scores, genuine = checked_scores(scores_N, genuine_N)
-    if not 2 <= folds <= len(scores):
-        raise ValueError(f"folds must be in 2..{len(scores)}, the number of pairs, got {folds}: use fewer folds or more pairs")
+    checked, genuine = checked_scores(scores_N, genuine_N)
+    if not 2 <= folds <= len(checked):
+        raise ValueError(f"folds must be in 2..{len(checked)}, the number of pairs, got {folds}: use fewer folds or more pairs")
     threshold_M = np.arange(0, 4, 0.01)
-    distance, same = (2 - 2 * scores).numpy(), genuine.numpy()
+    distance, same = (2 - 2 * checked.double()).numpy(), genuine.numpy()
     parts = np.array_split(np.arange(len(distance)), folds)
     correct_FM = np.stack([_correct(distance[part], same[part], threshold_M) for part in parts])
     best_F = (correct_FM.sum(0) - correct_FM).argmax(1)
@@ -63,11 +63,11 @@ def val_at_far(scores_N: Tensor, genuine_N: Tensor, *, far: float = 1e-3, folds:
     Raises ValueError: a fold without genuine or impostor pairs, `far` outside 0..1, else as `kfold_accuracy`.
     Source: insightface `eval/verification.py`, `calculate_val`.
     """
-    scores, genuine = checked_scores(scores_N, genuine_N)
+    checked, genuine = checked_scores(scores_N, genuine_N)
     if not 0 < far <= 1:
         raise ValueError(f"a false accept rate is a share above 0, up to 1; got {far}")
     threshold_M = np.arange(0, 4, 0.001)
-    distance, same = (2 - 2 * scores).numpy(), genuine.numpy()
+    distance, same = (2 - 2 * checked.double()).numpy(), genuine.numpy()
     parts = np.array_split(np.arange(len(distance)), folds)
     if any(same[part].all() or not same[part].any() for part in parts):
         raise ValueError(f"every one of the {folds} folds needs genuine and impostor pairs: keep the order of the protocol's pair list")
@@ -100,8 +100,7 @@ def tar_at_nearest_far(
     impostors = len(same) - genuines
     wanted = int(2 * max(fars, default=0) * impostors) + _MARGIN
     if wanted < impostors:  # only the upper end matters
-        cutoff = np.partition(scores[~same], impostors - wanted)[impostors - wanted]
-        above = scores >= cutoff
+        above = scores >= float(highest_rising(checked[~genuine], wanted)[0])
         far_M, tar_M, is_end = *_curve(scores[above], same[above], genuines, impostors), False
     else:
         far_M, tar_M, is_end = *_curve(scores, same, genuines, impostors), True
@@ -118,7 +117,7 @@ def tar_at_nearest_far(
 
 
 def _curve(
-    scores: NDArray[np.float64], same: NDArray[np.bool_], genuines: int, impostors: int
+    scores: NDArray[np.floating], same: NDArray[np.bool_], genuines: int, impostors: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(far, tar) from the highest score down, as scikit-learn's; the last point may be one that the whole curve would leave out."""
     order = np.argsort(-scores, kind="stable")

@@ -7,6 +7,7 @@ out. (`ijb_evals.py` of the same repository calls these N0 and N1.)
 Source: Xie and Zisserman, "Multicolumn Networks for Face Recognition", 2018; insightface `eval_ijbc.py`. The ArcFace paper's text says only "feature centre".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ from arcface_core.angles import normalize
 __all__ = ["Templates", "group_means", "image_weights", "mode_name", "pair_cosines", "pooled_templates"]
 
 _ROWS = 2048  # summed at a time: what fits into a cache
+_PAIRS = 1 << 22  # pairs looked at at a time
 _SCORES = 1 << 23  # cosines held at a time
+_TABLE = 1 << 24  # ids within such a range are looked up in a table
 _SPARSE = 24  # from this many cosines per pair on, rows are compared one by one
 
 
@@ -66,7 +69,7 @@ def pooled_templates(feature_ND: Tensor, template_N: Tensor, media_N: Tensor, we
     _, group_N, size = np.unique(place_N * (int(medium_N.max()) + 1) + medium_N, return_inverse=True, return_counts=True)
     share_N = torch.from_numpy(1.0 / size[group_N])
     summed_TD = _weighted_sums(feature_ND, torch.from_numpy(place_N), share_N if weight_N is None else share_N * weight_N, len(ids_T))
-    return Templates(torch.from_numpy(ids_T), normalize(summed_TD).float())
+    return Templates(torch.from_numpy(ids_T), _unit(summed_TD))
 
 
 def group_means(feature_ND: Tensor, group_N: Tensor, groups: int) -> Tensor:
@@ -77,57 +80,78 @@ def group_means(feature_ND: Tensor, group_N: Tensor, groups: int) -> Tensor:
     count_G = torch.bincount(group_N, minlength=groups)
     if len(count_G) != groups or bool((count_G == 0).any()):
         raise ValueError(f"every one of the {groups} groups needs a feature: {int((count_G == 0).sum())} have none")
-    return normalize(_weighted_sums(feature_ND, group_N, 1.0 / count_G[group_N].double(), groups)).float()
+    return _unit(_weighted_sums(feature_ND, group_N, 1.0 / count_G[group_N].double(), groups))
 
 
 def pair_cosines(templates: Templates, left_M: Tensor, right_M: Tensor) -> Tensor:
     """Cosine, float32 [M], of template `left_M[i]` with template `right_M[i]`, both ids of templates.
 
-    All left templates of the pairs with all right ones, block by block, of which the wanted are picked, unless pairs are few among these.
-    Raises ValueError naming the first ids that have no template.
+    A few million pairs at a time: all left templates of these with all right ones, block by block, of which the wanted are picked, unless pairs are few
+    among these. Beyond the cosines, memory does not grow with the pairs. Raises ValueError naming the first ids that have no template.
     """
-    lefts, left = _places(templates.ids_T, left_M)
-    rights, right = _places(templates.ids_T, right_M)
-    vectors = templates.vectors_TD
-    cos_M = torch.empty(len(left), dtype=torch.float32)
-    if len(lefts) * len(rights) > _SPARSE * len(left):
-        step = max(1, _SCORES // vectors.shape[1])
-        for start in range(0, len(left), step):
-            part = slice(start, start + step)
-            cos_M[part] = (vectors[lefts[left[part]]] * vectors[rights[right[part]]]).sum(1).cpu()
-        return cos_M.clamp_(-1.0, 1.0)
-    step = max(1, _SCORES // len(rights))
-    block_M = (left // step).numpy()
-    order = torch.from_numpy(np.argsort(block_M.astype(np.uint16) if block_M.max() < 1 << 16 else block_M, kind="stable"))
-    ends = np.cumsum(np.bincount(block_M))
-    right_vectors = vectors[rights]
-    for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        rows = order[start:end]
-        cos = vectors[lefts[number * step : (number + 1) * step]] @ right_vectors.mT
-        cos_M[rows] = cos.reshape(-1)[(left[rows] - number * step) * len(rights) + right[rows]].cpu()
+    cos_M = torch.empty(len(left_M), dtype=torch.float32)
+    place_of = _places(templates.ids_T)
+    for start in range(0, len(left_M), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        left, right = place_of(left_M[part].cpu().numpy()), place_of(right_M[part].cpu().numpy())
+        _fill_cosines(cos_M[part], templates.vectors_TD, left, right)
     return cos_M.clamp_(-1.0, 1.0)
 
 
-def _places(ids_T: Tensor, wanted_M: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows of `ids_T` that occur among the wanted, and which of these each wanted one is)."""
-    wanted: NDArray[np.int64] = wanted_M.cpu().numpy()
-    low, high = (int(ids_T[0]), int(ids_T[-1])) if len(ids_T) else (0, -1)
-    place_of = np.full(high - low + 1, -1) if high - low < 1 << 26 else None  # ids of IJB are small numbers
-    if place_of is not None:
-        place_of[ids_T.numpy() - low] = np.arange(len(ids_T))
-        inside = (wanted >= low) & (wanted <= high)
-        place = np.where(inside, place_of[np.where(inside, wanted - low, 0)], -1)
-    else:
-        place = np.searchsorted(ids_T.numpy(), wanted).clip(max=len(ids_T) - 1)
-        place = np.where(ids_T.numpy()[place] == wanted, place, -1)
-    if (place < 0).any():
-        lacking = np.unique(wanted[place < 0])
-        raise ValueError(
-            f"{len(lacking)} templates of the pairs have no image ({', '.join(map(str, lacking[:3]))} ...): the pair list is of another set"
-        )
-    used = np.zeros(len(ids_T), bool)
-    used[place] = True
-    return torch.from_numpy(np.flatnonzero(used)), torch.from_numpy((np.cumsum(used) - 1)[place])
+def _fill_cosines(cos_M: Tensor, vectors_TD: Tensor, left_M: NDArray[np.int32], right_M: NDArray[np.int32]) -> None:
+    (lefts, left), (rights, right) = _used(left_M, len(vectors_TD)), _used(right_M, len(vectors_TD))
+    if len(lefts) * len(rights) > _SPARSE * len(left):
+        step = max(1, _SCORES // vectors_TD.shape[1])
+        for start in range(0, len(left), step):
+            part = slice(start, start + step)
+            cos_M[part] = (vectors_TD[torch.from_numpy(left_M[part])] * vectors_TD[torch.from_numpy(right_M[part])]).sum(1).cpu()
+        return
+    step = max(1, _SCORES // len(rights))
+    right_vectors = vectors_TD[torch.from_numpy(rights)]
+    for start in range(0, len(lefts), step):
+        rows = np.flatnonzero((left >= start) & (left < start + step))
+        cos = (vectors_TD[torch.from_numpy(lefts[start : start + step])] @ right_vectors.mT).reshape(-1).cpu()
+        picked = (left[rows] - start).astype(np.int64) * len(rights) + right[rows]
+        cos_M[torch.from_numpy(rows)] = cos[torch.from_numpy(picked)]
+
+
+def _places(ids_T: Tensor) -> Callable[[NDArray[np.integer]], NDArray[np.int32]]:
+    """A function from ids to their places among the rising `ids_T`, which raises ValueError for those that are not there."""
+    ids: NDArray[np.int64] = ids_T.cpu().numpy()
+    low, high = (int(ids[0]), int(ids[-1])) if len(ids) else (0, -1)
+    table = np.full(high - low + 1, -1, np.int32) if high - low < _TABLE else None  # ids of IJB are small numbers
+    if table is not None:
+        table[ids - low] = np.arange(len(ids), dtype=np.int32)
+
+    def place_of(wanted: NDArray[np.integer]) -> NDArray[np.int32]:
+        if table is not None:
+            inside = (wanted >= low) & (wanted <= high)
+            place = np.where(inside, table[np.where(inside, wanted - low, 0)], np.int32(-1))
+        else:
+            place = np.searchsorted(ids, wanted).clip(max=len(ids) - 1).astype(np.int32)
+            place[ids[place] != wanted] = -1
+        if (place < 0).any():
+            lacking = np.unique(wanted[place < 0])
+            raise ValueError(
+                f"{len(lacking)} templates of the pairs have no image ({', '.join(map(str, lacking[:3]))} ...): the pair list is of another set"
+            )
+        return place
+
+    return place_of
+
+
+def _used(place_M: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(which of `count` templates occur, and the number of each place among these)."""
+    used = np.zeros(count, bool)
+    used[place_M] = True
+    return np.flatnonzero(used), (np.cumsum(used, dtype=np.int32) - 1)[place_M]
+
+
+def _unit(summed_TD: Tensor) -> Tensor:
+    unit_TD = torch.empty_like(summed_TD, dtype=torch.float32)
+    for start in range(0, len(summed_TD), _ROWS):
+        unit_TD[start : start + _ROWS] = normalize(summed_TD[start : start + _ROWS])
+    return unit_TD
 
 
 def _weighted_sums(feature_ND: Tensor, place_N: Tensor, weight_N: Tensor, count: int) -> Tensor:

@@ -58,14 +58,14 @@ def read_ijb(path: Path, name: str) -> TemplateSet:
     """
     images = read_columns(_one(path, name, "name_5pts_score"), [pa.string(), *[pa.float32()] * 11])
     media = read_columns(_one(path, name, "face_tid_mid"), [pa.string(), pa.int64(), pa.int64()])
-    pairs = read_columns(_one(path, name, "template_pair_label"), [pa.int32(), pa.int32(), pa.int8()])
+    left, right, label = read_arrays(_one(path, name, "template_pair_label"), [pa.int32(), pa.int32(), pa.int8()])
     if not images.column(0).equals(media.column(0)):
         raise BadInput(
             f"{path / 'meta'}: the list of landmarks ({images.num_rows} lines) and that of templates ({media.num_rows}) are not of the same images in the same "
             "order. One of them was sorted or cut: take both from their source again."
         )
-    landmarks = np.stack([images.column(number).to_numpy() for number in range(1, 11)], 1).reshape(-1, 5, 2)
-    detector, label = images.column(11).to_numpy().copy(), pairs.column(2).to_numpy()
+    *points, detector = _arrays(images.select(range(1, 12)))
+    landmarks = np.stack(points, 1).reshape(-1, 5, 2)
     if not np.isfinite(landmarks).all() or not ((detector >= 0) & (detector <= 1)).all():
         raise BadInput(
             f"{path / 'meta'}: landmarks must be finite and detector scores in 0..1, in the list of landmarks. Take it from its source again."
@@ -74,7 +74,7 @@ def read_ijb(path: Path, name: str) -> TemplateSet:
         raise BadInput(
             f"{path / 'meta'}: the third column of the pair list must be 0 and 1, some of each. Take the list from its source again."
         )
-    template, left, right = media.column(1).to_numpy().copy(), pairs.column(0).to_numpy().copy(), pairs.column(1).to_numpy().copy()
+    template, medium = _arrays(media.select((1, 2)))
     _require_templates("the pair list", np.union1d(np.unique(left), np.unique(right)), template, path)
     galleries = {
         one: _enrolment(file, template, path) for one, part in _GALLERIES for file in sorted((path / "meta").glob(f"*_1N_{part}.csv"))[:1]
@@ -85,7 +85,7 @@ def read_ijb(path: Path, name: str) -> TemplateSet:
         faces=faces,
         detector_N=detector,
         template_N=template,
-        media_N=media.column(2).to_numpy().copy(),
+        media_N=medium,
         left_M=left,
         right_M=right,
         genuine_M=label == 1,
@@ -112,16 +112,30 @@ def read_columns(path: Path, types: list[Any], *, delimiter: str = " ", skip: in
             read_options=pa.csv.ReadOptions(column_names=names, skip_rows=skip),
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, quote_char=False),
             convert_options=pa.csv.ConvertOptions(column_types=dict(zip(names, types, strict=True)), null_values=[]),
-        ).combine_chunks()
+        )
     except (pa.ArrowInvalid, OSError) as error:
         raise BadInput(f"{path} is damaged: {' '.join(str(error).split())[:200]}. Take it from its source again.") from error
 
 
+def read_arrays(path: Path, types: list[Any]) -> list[NDArray[Any]]:
+    """The columns of a list of numbers. 15 million pairs are 141 MB so, and Arrow gives back at once what it read them into, which is as much again."""
+    found = _arrays(read_columns(path, types))
+    pa.default_memory_pool().release_unused()
+    return found
+
+
+def _arrays(table: pa.Table) -> list[NDArray[Any]]:
+    """The columns of a table of numbers, one after another, each an array of its own that can be written to."""
+    found = (column.to_numpy() for column in table.itercolumns())
+    return [array if array.flags.owndata and array.flags.writeable else array.copy() for array in found]
+
+
 def _enrolment(path: Path, template_N: NDArray[np.int64], root: Path) -> Enrolment:
     table = read_columns(path, [pa.int64(), pa.int64()], delimiter=",", skip=1) if _columns(path) == 2 else _wide(path)
-    template, first = np.unique(table.column(0).to_numpy(), return_index=True)
+    every, subject = _arrays(table)
+    template, first = np.unique(every, return_index=True)
     _require_templates(path.name, template, template_N, root)
-    return Enrolment(template, table.column(1).to_numpy().copy()[first])
+    return Enrolment(template, subject[first])
 
 
 def _columns(path: Path) -> int:

@@ -79,6 +79,19 @@ def test_dense_and_sparse_pair_lists_agree(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(pair_cosines(pooled, left[order], right[order]), dense[order], atol=1e-6)
 
 
+@pytest.mark.parametrize("sparse", [0, 10**9])
+def test_pairs_are_the_same_however_many_are_looked_at_at_a_time(monkeypatch: pytest.MonkeyPatch, sparse: int) -> None:
+    rng = np.random.default_rng(1)
+    pooled = Templates(torch.arange(7, 47), torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((40, 8))).float()))
+    left, right = (torch.from_numpy(rng.integers(7, 47, 1001)) for _ in range(2))
+    expected = (pooled.vectors_TD[left - 7] * pooled.vectors_TD[right - 7]).sum(1)
+    monkeypatch.setattr("arcface_core.protocols.templates._SPARSE", sparse)
+    for at_a_time in (1, 17, 1000, 1001):
+        monkeypatch.setattr("arcface_core.protocols.templates._PAIRS", at_a_time)
+        assert torch.allclose(pair_cosines(pooled, left.int(), right), expected, atol=1e-6)
+    assert len(pair_cosines(pooled, left[:0], right[:0])) == 0
+
+
 def test_rotating_all_features_changes_no_score() -> None:
     generator = torch.Generator().manual_seed(2)
     feature = torch.randn(60, 6, generator=generator)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from arcface_core.angles import rowwise_cosine
 from arcface_core.protocols import PROTOCOLS
+from arcface_core.protocols.intervals import tar_difference, tar_interval
+from arcface_core.protocols.published import tar_at_nearest_far
 from arcface_core.protocols.verification import (
     auroc,
     equal_error_rate,
@@ -115,6 +117,21 @@ def test_the_share_asked_for_is_reached_exactly_and_ties_are_refused_together() 
     tied = torch.tensor([0.1, 0.4, 0.4, 0.4, 0.3, 0.9], dtype=torch.float64)
     (point,) = tar_at_far(tied, torch.tensor([False, False, False, False, True, True]), [0.5])
     assert (point.threshold, point.impostors_accepted, point.tar) == (0.9, 0, 0.5)
+
+
+def test_scores_of_float32_are_judged_as_their_float64_and_stay_as_they_are() -> None:
+    narrow, genuine = scored(4001, seed=5, decimals=2)
+    narrow = narrow.float()
+    before, fars = narrow.clone(), (0.0, 1e-3, 0.1, 1.0)
+    assert tar_at_far(narrow, genuine, fars) == tar_at_far(narrow.double(), genuine, fars)
+    assert tar_at_nearest_far(narrow, genuine, fars) == tar_at_nearest_far(narrow.double(), genuine, fars)
+    assert tar_interval(narrow, genuine, 1e-2, resamples=50) == tar_interval(narrow.double(), genuine, 1e-2, resamples=50)
+    other = narrow.flip(0)
+    assert tar_difference(narrow, other, genuine, 0.1, resamples=5) == tar_difference(
+        narrow.double(), other.double(), genuine, 0.1, resamples=5
+    )
+    assert auroc(narrow, genuine) == auroc(narrow.double(), genuine)
+    assert torch.equal(narrow, before)
 
 
 def test_a_rate_is_resolvable_from_one_over_it_impostors_on() -> None:

@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any, Literal
 
 from pipeline.errors import BadConfig
-from pipeline.fanout import Mapper, mapped_by, worker_count
+from pipeline.fanout import Mapper, mapped_by, prepare, worker_count
 
 RunnerName = Literal["processes", "threads", "dask", "ray"]
 TASKS_PER_WORKER = 4
 """Of a stage: few, and still even when some ranges take longer than others."""
+_STAGES = ("pipeline.ingest", "pipeline.embed", "pipeline.isolate", "pipeline.export", "pipeline.audit")
+"""Those that fan out."""
 _Each = Callable[[list[Sequence[Any]]], Iterator[list[Any]]]
 
 
@@ -26,13 +28,14 @@ def fanned(runner: RunnerName, address: str | None, workers: int) -> Iterator[No
     """While it lasts, the parts of stages are done by `runner`.
 
     address   of a cluster that exists (`tcp://scheduler:8786`, `ray://head:10001`); None starts one on this machine
-    workers   of a cluster that is started, and of the threads; 0 is one per core
+    workers   processes or threads, or those of a cluster that is started; 0 is one per core
 
     Raises BadConfig when the extra is not installed, or an address has no sense.
     """
     if address is not None and runner not in ("dask", "ray"):
         raise BadConfig(f"An address is of a cluster, and the task runner {runner!r} is of this machine. Give --task-runner dask or ray.")
     if runner == "processes":
+        prepare(_STAGES, workers=workers)
         yield
         return
     with RUNNERS[runner](address, worker_count(workers)) as mapper, mapped_by(mapper):

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -46,6 +47,23 @@ def worker_count(workers: int) -> int:
     return workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
 
 
+def prepare(modules: Sequence[str], *, workers: int) -> None:
+    """Start the process that workers are forked from, with `modules` imported in it once for all of them and all stages. Does not wait for it.
+
+    A worker is there in some 0.1 s then; to import torch and Arrow in each takes seconds of a core. Nothing is done for one worker, or when that process runs.
+    """
+    if worker_count(workers) == 1:
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+    before = os.environ.get("OMP_NUM_THREADS")  # libraries read it when they are loaded
+    os.environ.setdefault("OMP_NUM_THREADS", _threads(worker_count(workers)))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
 def fan_out(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progress: Progress | None = None) -> list[R]:
     """`[part(p) for p in parts]` over processes, or over what `mapped_by` was given. `part` is a top-level function: it is sent by name.
 
@@ -67,7 +85,7 @@ def each_of(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progres
 
 @contextlib.contextmanager
 def workers_kept(workers: int) -> Iterator[None]:
-    """While it lasts, the processes of one `fan_out` do the next one too: to start one takes seconds, since it imports torch and Arrow."""
+    """While it lasts, the processes of one `fan_out` do the next one too."""
     with contextlib.ExitStack() as stack:
         token = _kept.set(_Processes(worker_count(workers), stack))
         try:
@@ -86,6 +104,7 @@ class _Processes:
 
     def map(self, part: Callable[[P], R], parts: Sequence[P]) -> Iterator[R]:
         if self.pool is None:
+            prepare([name for name in [getattr(part, "__module__", "__main__")] if name != "__main__"], workers=self.count)
             self.pool = self.stack.enter_context(_pool(self.count))
         return self.pool.map(part, parts)
 
@@ -122,8 +141,7 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
     # Not fork: torch and Arrow hold threads and locks in this process.
     context = multiprocessing.get_context("forkserver")
     watched, held = context.Pipe(duplex=False)
-    threads = max(1, worker_count(0) // count)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    environment = {"OMP_NUM_THREADS": _threads(count)} | os.environ
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(environment, watched)) as pool:
         try:
             yield pool
@@ -132,6 +150,11 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
             raise
     held.close()
     watched.close()
+
+
+def _threads(count: int) -> str:
+    """The share of the cores of one of `count` workers."""
+    return str(max(1, worker_count(0) // count))
 
 
 def _start(environment: dict[str, str], watched: Connection) -> None:

@@ -5,6 +5,7 @@ right eye, nose, left and right corner of the mouth, left and right as seen in t
 fit, which `alignment_error_px` shows.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ TEMPLATE_112: NDArray[np.float64] = np.array(
 TEMPLATE_112.setflags(write=False)
 _TEMPLATE_PX = 112
 _NEGLIGIBLE = 1e-9
+_FARTHEST_PX = 1e12
+"""No picture is so large, and squares of what lies nearer are finite."""
+_FLAT = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 NOSE_DEPTH = 0.85
 """How far the tip of the nose stands before the plane of eyes and mouth corners, in half distances between the eyes."""
 _MOUTH_WIDTH = 0.83
@@ -36,15 +40,15 @@ def similarity_transform(landmarks_52: ArrayLike, *, size_px: int = 112) -> NDAr
     Source: Umeyama, TPAMI 1991, equations 40-43, in two dimensions. insightface shifts the template for sizes that are multiples of 128;
     here every size shows the same part of the face.
     """
-    points = _points(landmarks_52)
-    target = _template(size_px)
-    source_mean, target_mean = points.mean(), target.mean()
-    source, goal = points - source_mean, target - target_mean
-    spread = float((np.abs(source) ** 2).sum())
-    if spread <= (_NEGLIGIBLE * max(1.0, float(np.abs(points).max()))) ** 2:
+    points: list[complex] = _points(landmarks_52).tolist()
+    target: list[complex] = _template(size_px).tolist()  # for five numbers Python is faster than an array
+    source_mean, target_mean = sum(points) / 5, sum(target) / 5
+    source, goal = [point - source_mean for point in points], [point - target_mean for point in target]
+    spread = sum(abs(one) ** 2 for one in source)
+    if spread <= (_NEGLIGIBLE * max(1.0, *map(abs, points))) ** 2:
         raise ValueError(f"the five landmarks coincide at {_said(source_mean)}: they determine no alignment, so detect the face again")
-    turn = complex((source.conj() * goal).sum() / spread)
-    if abs(turn) <= _NEGLIGIBLE * float(np.sqrt((np.abs(goal) ** 2).sum() / spread)):
+    turn = sum(one.conjugate() * other for one, other in zip(source, goal, strict=True)) / spread
+    if abs(turn) <= _NEGLIGIBLE * math.sqrt(sum(abs(one) ** 2 for one in goal) / spread):
         raise ValueError("no rotation fits the landmarks: give them in the order left eye, right eye, nose, left mouth, right mouth")
     shift = target_mean - turn * source_mean
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
@@ -69,10 +73,11 @@ def shrinkage(matrix: ArrayLike) -> float:
     Raises ValueError: for a matrix that is not [2, 3], or has no positive determinant.
     """
     affine = np.asarray(matrix, dtype=np.float64)
-    area = float(np.linalg.det(affine[:, :2])) if affine.shape == (2, 3) else 0.0
+    (a, b, _), (c, d, _) = affine.tolist() if affine.shape == (2, 3) else _FLAT
+    area = a * d - b * c
     if not area > 0:
         raise ValueError(f"the matrix must be [2, 3] with a positive determinant, got {affine.tolist()}: take it from similarity_transform")
-    return 1.0 / float(np.sqrt(area))
+    return 1.0 / math.sqrt(area)
 
 
 def supersampled(matrix: ArrayLike, factor: int) -> NDArray[np.float64]:
@@ -121,7 +126,7 @@ def _points(landmarks_52: ArrayLike) -> NDArray[np.complex128]:
     points = np.asarray(landmarks_52, dtype=np.float64)
     if points.shape != (5, 2):
         raise ValueError(f"landmarks must be five points (x, y), shape [5, 2], got shape {points.shape}")
-    if not np.isfinite(points).all():
+    if not np.abs(points).max() <= _FARTHEST_PX:
         raise ValueError(f"landmarks must be finite, got {points.tolist()}: detect the face again, or leave the landmarks out")
     return _complex(points)
 

@@ -35,7 +35,7 @@ def examine(item: Item, config: IngestConfig) -> list[Finding]:
     }
     if item.content:
         row["content_sha256"] = hashlib.sha256(item.content).hexdigest()
-        row["sample_id"] = shards.sample_id(item.identity, item.content)
+        row["sample_id"] = shards.sample_id(item.identity, row["content_sha256"])
     try:
         if item.problem is not None:
             raise Refused(*item.problem)
@@ -97,7 +97,7 @@ def _crop_as_is(picture: Picture, config: IngestConfig) -> tuple[bytes, Pixels]:
 def _numbered(item: Item, row: dict[str, Any], number: int) -> dict[str, Any]:
     if number == 1:
         return {"face_number": 1}
-    name = shards.sample_id(item.identity, item.content, face=number)
+    name = shards.sample_id(item.identity, row["content_sha256"], face=number)
     return {"face_number": number, "source_uri": f"{row['source_uri']}#face={number}", "sample_id": name}
 
 

@@ -28,11 +28,16 @@ Location = str | Path
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _BLOCK = 4 * 2**20
+_IRREGULAR = "no regular file"
 _ACCESS = {
     "s3": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket FSSPEC_S3_ANON=true; for a server that is "
     "not Amazon's AWS_ENDPOINT_URL.",
     "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS; for a public bucket FSSPEC_GS_TOKEN=anon.",
 }
+
+
+Kind = Literal["file", "folder", "link", "other"]
+_KINDS: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Entry:
     size: int
     mark: str
     """Changes when the file does: time of change in nanoseconds, or what the store gives (ETag, generation, time)."""
-    kind: Literal["file", "folder", "link", "other"] = "file"
+    kind: Kind = "file"
 
 
 def is_remote(crawl: Location) -> bool:
@@ -134,14 +139,14 @@ def children(place: str) -> Iterator[Entry]:
         raise BadCrawl(f"{place} cannot be listed: {error.strerror}. Check its permissions.") from error
 
 
-def walk(place: str) -> Iterator[Entry]:
-    """All below a folder but the folders themselves, in no order; memory holds one folder at a time."""
-    for entry in children(place):
+def walk(place: str, under: str = "") -> Iterator[Entry]:
+    """All below a folder (its part `under`) but the folders themselves, in no order; memory holds one folder of each level."""
+    for entry in children(join(place, under)):
+        path = f"{under}/{entry.path}" if under else entry.path
         if entry.kind == "folder":
-            for below in walk(join(place, entry.path)):
-                yield Entry(f"{entry.path}/{below.path}", below.size, below.mark, below.kind)
+            yield from walk(place, path)
         else:
-            yield entry
+            yield Entry(path, entry.size, entry.mark, entry.kind)
 
 
 def matching(crawl: str, config: IngestConfig, suffixes: tuple[str, ...] = ()) -> tuple[str, list[Entry]]:
@@ -209,8 +214,11 @@ def open_file(place: str, config: IngestConfig) -> BinaryIO:
             files, path = backend(place)
             file = patiently(lambda: files.open(path, "rb", block_size=_BLOCK, cache_type="readahead"))
             return cast(BinaryIO, io.BufferedReader(_Guarded(file), 1 << 16))
-    # O_NONBLOCK: opening a pipe would wait for a writer. O_NOFOLLOW: a link may lead out of the crawl.
-    return _regular(os.open(os.fsencode(place), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+    handle = _opened(place)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise OSError(_IRREGULAR)
 
 
 def open_seekable(place: str, config: IngestConfig) -> BinaryIO:
@@ -238,8 +246,7 @@ def read_file(place: str, config: IngestConfig, *, size: int | None = None) -> b
             if size > limit:
                 raise web.TooLarge(size, limit)
             return bytes(patiently(lambda: files.cat_file(path))) if size else b""  # of nothing no range can be asked for
-    with open_file(place, config) as file:
-        return _read(file, limit)
+    return _content(_opened(place), limit)
 
 
 def read_inside(place: str, path: str, config: IngestConfig) -> bytes:
@@ -257,11 +264,10 @@ def read_inside(place: str, path: str, config: IngestConfig) -> bytes:
             deeper = os.open(os.fsencode(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
             os.close(handle)
             handle = deeper
-        opened = os.open(os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=handle)
+        opened = _opened(name, handle)
     finally:
         os.close(handle)
-    with _regular(opened) as file:
-        return _read(file, config.max_item_bytes)
+    return _content(opened, config.max_item_bytes)
 
 
 class _Guarded(io.RawIOBase):
@@ -293,27 +299,31 @@ class _Guarded(io.RawIOBase):
         super().close()
 
 
-def _regular(handle: int) -> BinaryIO:
-    if stat.S_ISREG(os.fstat(handle).st_mode):
-        return os.fdopen(handle, "rb")
-    os.close(handle)
-    raise OSError("no regular file")
+def _opened(place: str, folder: int | None = None) -> int:
+    """The handle of a local file. O_NONBLOCK: opening a pipe would wait for a writer. O_NOFOLLOW: a link may lead out of the crawl."""
+    return os.open(os.fsencode(place), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
 
 
-def _read(file: BinaryIO, limit: int) -> bytes:
-    size = os.fstat(file.fileno()).st_size
-    if size > limit:
-        raise web.TooLarge(size, limit)
-    content = file.read(size + 1)  # asked for the limit, Python makes room for all of it first
-    return content if len(content) <= size else (content + file.read(limit))[:limit]  # it grew since
+def _content(handle: int, limit: int) -> bytes:
+    """The bytes of an open file, which is closed. Calls of the system alone: a file object costs as much as what it reads of a crop."""
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(_IRREGULAR)
+        if found.st_size > limit:
+            raise web.TooLarge(found.st_size, limit)
+        content = os.read(handle, found.st_size + 1)  # asked for the limit, Python makes room for all of it first
+        while len(content) != found.st_size and (more := os.read(handle, _BLOCK)):  # it grew since, or came in pieces
+            content += more
+            if len(content) > limit:
+                raise web.TooLarge(len(content), limit)
+        return content
+    finally:
+        os.close(handle)
 
 
 def _local_entry(path: str, found: os.stat_result) -> Entry:
-    kind: Literal["file", "folder", "link", "other"] = "other"
-    for test, name in ((stat.S_ISREG, "file"), (stat.S_ISDIR, "folder"), (stat.S_ISLNK, "link")):
-        if test(found.st_mode):
-            kind = cast(Literal["file", "folder", "link"], name)
-    return Entry(path, found.st_size, str(found.st_mtime_ns), kind)
+    return Entry(path, found.st_size, str(found.st_mtime_ns), _KINDS.get(stat.S_IFMT(found.st_mode), "other"))
 
 
 def _entry(found: dict[str, Any], path: str) -> Entry:

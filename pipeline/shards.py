@@ -28,15 +28,18 @@ _BLOCK, _RECORD = 512, tarfile.RECORDSIZE
 _ZEROS = bytes(_BLOCK)
 _BUFFER = 2**20
 _KEY = re.compile(r"[0-9a-f]{8,64}")
+_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 Image = NDArray[np.uint8]
 
 
-def sample_id(identity: str, content: bytes, *, face: int = 1) -> str:
-    """32 hex digits of identity, bytes and number of the face: no dot, at which WebDataset would cut, no slash, the same in every re-crawl."""
+def sample_id(identity: str, content_sha256: str, *, face: int = 1) -> str:
+    """32 hex digits of identity, SHA-256 of the bytes and number of the face: no dot, at which WebDataset would cut, no slash, the same in
+    every re-crawl.
+    """
     name = identity.encode("utf-8", "surrogateescape")
     number = b"" if face == 1 else f"#face={face}".encode()  # no name is so long that its length would read like this
-    return hashlib.sha256(number + len(name).to_bytes(4, "big") + name + content).hexdigest()[:32]
+    return hashlib.sha256(number + len(name).to_bytes(4, "big") + name + bytes.fromhex(content_sha256)).hexdigest()[:32]
 
 
 class ShardWriter:
@@ -191,7 +194,7 @@ def decode_crop(content: bytes, size_px: int) -> Image:
 
 def json_bytes(value: Any) -> bytes:
     """Compact JSON, of the same bytes for the same value."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    return _JSON.encode(value).encode("utf-8", "backslashreplace")
 
 
 def table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def tar_part(part: _Part) -> None:
     with atomic(tar) as temporary, ShardWriter(temporary) as shard:
         for number, name in _identities(part):
             for item in identity_items(part.settings, number):
-                key = sample_id(f"{name}/{item.file}", item.content)
+                key = sample_id(f"{name}/{item.file}", sha256(item.content).hexdigest())
                 extension = item.file.rpartition(".")[2]
                 shard.add(key, {extension: item.content, "json": json_bytes({"identity": name, "file": item.file})})
                 found.append(_row(f"{tar.name}/{key}.{extension}", name, item))

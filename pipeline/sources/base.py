@@ -106,7 +106,7 @@ def printable(name: str) -> str:
 
 def uri_text(name: str) -> str:
     """A name on one line: control characters, bytes that are no UTF-8, and backslashes are written out, so that two names never become one."""
-    return _UNPRINTABLE.sub(_written_out, name)
+    return name if name.isprintable() and "\\" not in name else _UNPRINTABLE.sub(_written_out, name)
 
 
 def _written_out(found: "re.Match[str]") -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,22 @@ def write(plan: Path, entries: Iterable[tuple[Entry, str | None]], config: Inges
     """The listing of `entries`, each with a text that goes along (`extra`), which is a part of the digest."""
     items = total = digest = 0
     unsorted = plan / "unsorted.parquet"
+    entries = iter(entries)
     with pq.ParquetWriter(unsorted, _LISTED) as writer:
-        batch: list[dict[str, Any]] = []
-        for entry, extra in entries:
-            path = os.fsencode(entry.path)
-            items, total = items + 1, total + entry.size
-            mark = digest_of(entry.path, entry.size, entry.mark if extra is None else f"{entry.mark}\0{extra}")
-            digest = (digest + mark) % 2**128
-            row = {"path": path, "size": entry.size, "order": order_of(path), "extra": extra}
-            batch.append(row | {"unit": unit_of(uri_text(entry.path)), "mark": mark.to_bytes(16, "big")})
-            if len(batch) == _BATCH:
-                writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
-                batch.clear()
-        writer.write_table(pa.Table.from_pylist(batch, schema=_LISTED))
+        while batch := list(islice(entries, _BATCH)):
+            paths = [os.fsencode(entry.path) for entry, _ in batch]
+            sizes = [entry.size for entry, _ in batch]
+            marks = [digest_of(entry.path, entry.size, entry.mark if extra is None else f"{entry.mark}\0{extra}") for entry, extra in batch]
+            items, total, digest = items + len(batch), total + sum(sizes), (digest + sum(marks)) % 2**128
+            columns: dict[str, list[Any]] = {
+                "path": paths,
+                "size": sizes,
+                "order": [order_of(path) for path in paths],
+                "extra": [extra for _, extra in batch],
+                "unit": [unit_of(uri_text(entry.path)) for entry, _ in batch],
+                "mark": [mark.to_bytes(16, "big") for mark in marks],
+            }
+            writer.write_table(pa.table(columns, schema=_LISTED))
     with _database(plan) as db:
         db.read_parquet(literal(unsorted)).order('"order", path').write_parquet(str(plan / _FILES), row_group_size=config.samples_per_shard)
     unsorted.unlink()

@@ -6,6 +6,7 @@ same when the file system lists in another order.
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline import places
@@ -13,6 +14,8 @@ from pipeline.config import IngestConfig
 from pipeline.looks import Look
 from pipeline.sources import file_plan
 from pipeline.sources.base import Item, Listing, named, unreadable, uri_text
+
+_FOLDERS_REMEMBERED = 1000
 
 
 def recognises(look: Look) -> bool:
@@ -27,11 +30,11 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
 
 def read_slice(crawl: str, plan: Path, number: int, config: IngestConfig) -> Iterator[Item]:
     """Items of the slice, in the plan's order."""
+    of_folder = lru_cache(_FOLDERS_REMEMBERED)(named)
     for file in file_plan.read(plan, number, config):
         name = os.fsdecode(file.path)
-        identity, problem = named(name.split("/", 1)[0])
-        if "/" not in name:
-            identity, problem = "", ("bad_identity", "the file stands outside of any identity's folder")
+        folder, slash, _ = name.partition("/")
+        identity, problem = of_folder(folder) if slash else ("", ("bad_identity", "the file stands outside of any identity's folder"))
         try:
             content = places.read_file(places.join(crawl, name), config, size=file.size)
         except OSError as error:

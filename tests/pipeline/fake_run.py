@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def write_run(
 
 def key_of(planted: list[Planted], position: int) -> str:
     """The sample_id of the item at `position`."""
-    return sample_id(planted[position].identity, crop(position))
+    return sample_id(planted[position].identity, sha256(crop(position)).hexdigest())
 
 
 def _metrics() -> list[dict[str, Any]]:
@@ -120,7 +121,7 @@ def _write_shard(layout: RunLayout, number: str, first: int, planted: list[Plant
     with ShardWriter(layout.raw / f"{stem}.tar") as shard:
         for position, item in enumerate(planted, first):
             content = crop(position % crops if crops else position)
-            key = sample_id(item.identity, content)
+            key = sample_id(item.identity, sha256(content).hexdigest())
             offset = shard.add(key, {"jpg": content, "json": b"{}"})["jpg"] if item.status == "ok" else None
             base = {
                 "sample_id": key,
@@ -146,7 +147,9 @@ def _write_shard(layout: RunLayout, number: str, first: int, planted: list[Plant
                 "other_angle_deg": item.other_angle_deg,
                 "noise_probability": None if item.angle_deg is None else 1 / (1 + math.exp((75 - item.angle_deg) / 4)),
                 "quality": 20.0,
-                "near_duplicate_of": None if item.near_duplicate_of is None else sample_id(item.identity, crop(item.near_duplicate_of)),
+                "near_duplicate_of": None
+                if item.near_duplicate_of is None
+                else sample_id(item.identity, sha256(crop(item.near_duplicate_of)).hexdigest()),
             }
             is_ok = item.status == "ok"
             found = {"verdict": item.verdict, "reason": item.reason}

@@ -2,6 +2,7 @@
 
 import io
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def tar(path: Path, seeds: list[int]) -> None:
     path.parent.mkdir(exist_ok=True)
     with ShardWriter(path) as shard:
         for seed in seeds:
-            shard.add(sample_id("x", picture(seed)), {"jpg": picture(seed), "json": json_bytes({"identity": f"P{seed % 2}"})})
+            shard.add(
+                sample_id("x", sha256(picture(seed)).hexdigest()), {"jpg": picture(seed), "json": json_bytes({"identity": f"P{seed % 2}"})}
+            )
 
 
 def rows_of(raw: Path) -> list[dict[str, Any]]:

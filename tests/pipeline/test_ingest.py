@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_damaged_tars_are_rows_and_nothing_is_run(tmp_path: Path) -> None:
     with ShardWriter(whole) as shard:
         for n in range(6):
             content = picture(n)
-            shard.add(sample_id("x", content), {"jpg": content, "json": json.dumps({"identity": f"P{n % 2}"}).encode()})
+            shard.add(sample_id("x", sha256(content).hexdigest()), {"jpg": content, "json": json.dumps({"identity": f"P{n % 2}"}).encode()})
     crawl = tmp_path / "crawl"
     crawl.mkdir()
     (crawl / "a.tar").write_bytes(whole.read_bytes())

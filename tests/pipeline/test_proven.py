@@ -1,6 +1,7 @@
 """No crop of a damaged shard is exported, wherever the damage is; what is read is what was written, whatever the size of the blocks."""
 
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def tar(tmp_path: Path) -> tuple[Path, list[int], list[bytes]]:
     contents = [random.bytes(int(size)) for size in random.integers(1, 3000, 40)]
     path = tmp_path / "raw-000000.tar"
     with ShardWriter(path) as writer:
-        offsets = [writer.add(sample_id("A", content), {"jpg": content, "json": b"{}"})["jpg"] for content in contents]
+        offsets = [writer.add(sample_id("A", sha256(content).hexdigest()), {"jpg": content, "json": b"{}"})["jpg"] for content in contents]
     write_twin(path.with_suffix(".parquet"), table_of([], tables.ITEMS), writer.sidecar)
     return path, offsets, contents
 

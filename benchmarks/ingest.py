@@ -218,7 +218,7 @@ def profile(root: Path, kind: str) -> dict[str, float]:
         (file_plan, "write", "list the crawl"), (stage, "write_listing", "list the crawl"), (places, "read_file", "open and read the file"),
         (shards, "sample_id", "hash the bytes, twice"), (examine, "decode", "decode"), (examine, "ranked", "find the face"),
         (examine, "_described", "find the face"), (examine, "aligned", "align"), (examine, "_encoded", "encode"), (examine, "measure", "measures"),
-        (shards.ShardWriter, "add", "write the tar"), (shards, "json_bytes", "write the tar"), (shards.ShardWriter, "_flush", "hash the tar, hand it to the system"),
+        (shards.ShardWriter, "add", "write the tar"), (shards, "json_bytes", "write the tar"), (shards.ShardWriter, "flush", "hash the tar, hand it to the system"),
         (shards, "table_of", "write the rows"), (shards, "write_twin", "write the rows"), (stage, "_seal", "duplicates and counts"),
     ):  # fmt: skip
         setattr(owner, function, stages.clocked(name, getattr(owner, function)))

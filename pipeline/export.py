@@ -241,24 +241,25 @@ def export_shard(part: _CleanPart) -> int:
     tar = part.folder / f"{part.stem}.tar"
     offsets: list[int] = []
     with atomic(tar) as temporary, shards.ShardWriter(temporary) as writer:
-        names = zip(*(rows[name].to_pylist() for name in ("sample_id", "identity", "crawled_identity", "class_index")), strict=True)
-        for crop, (key, identity, crawled, class_index) in zip(_proven(rows, part.raw), names, strict=True):
-            facts = shards.json_bytes({"identity": identity, "crawled_identity": crawled, "sample_id": key})
-            offsets.append(writer.add(key, {"jpg": crop, "cls": str(class_index).encode(), "json": facts})["jpg"])
-    told = rows.set_column(rows.schema.get_field_index("crop_offset"), "crop_offset", pa.array(offsets, pa.int64()))
-    shards.write_twin(tar.with_suffix(".parquet"), told.select(tables.CLEAN.names).cast(tables.CLEAN), writer.sidecar)
+        facts = {name: rows[name].to_pylist() for name in ("identity", "crawled_identity", "sample_id")}
+        samples = zip(facts["sample_id"], rows["class_index"].to_pylist(), shards.json_rows(facts), strict=True)
+        for crops in _proven(rows, part.raw):
+            for crop, (key, class_index, told) in zip(crops, samples, strict=False):  # the block has the next ones
+                offsets.append(writer.add(key, {"jpg": crop, "cls": b"%d" % class_index, "json": told})["jpg"])
+            writer.flush()
+    twin = rows.set_column(rows.schema.get_field_index("crop_offset"), "crop_offset", pa.array(offsets, pa.int64()))
+    shards.write_twin(tar.with_suffix(".parquet"), twin.select(tables.CLEAN.names).cast(tables.CLEAN), writer.sidecar)
     return len(offsets)
 
 
-def _proven(rows: pa.Table, raw: Path) -> Iterator[memoryview]:
-    """The crop of each row, from raw shards that are read to their end."""
+def _proven(rows: pa.Table, raw: Path) -> Iterator[list[memoryview]]:
+    """The crops of all rows, some at a time, from raw shards that are read to their end."""
     stems = rows["shard"].to_pylist()
     first = 0
     for stem, run in itertools.groupby(stems):
         count = len(list(run))
         places = rows.slice(first, count)
-        for crops in proven_crops(raw / f"{stem}.tar", places["crop_offset"].to_numpy(), places["crop_size"].to_numpy()):
-            yield from crops
+        yield from proven_crops(raw / f"{stem}.tar", places["crop_offset"].to_numpy(), places["crop_size"].to_numpy())
         first += count
 
 

@@ -20,6 +20,7 @@ _BLOCK = 4 * 2**20
 def proven_crops(tar: Path, offset_N: NDArray[np.int64], size_N: NDArray[np.int64]) -> Iterator[list[memoryview]]:
     """The crops at ascending offsets of a tar, in order, some at a time; memory holds a block of 4 MB, or one crop where that is longer.
 
+    They are views of that block, which is read into again: good until the next are asked for.
     Raises BadShard: at once, when the tar has another length than its sidecar says, or the places do not lie one after the other in it; at the
     end, when its bytes have another SHA-256.
     """
@@ -30,6 +31,7 @@ def proven_crops(tar: Path, offset_N: NDArray[np.int64], size_N: NDArray[np.int6
     if len(offset_N) and (offset_N[0] < 0 or size_N.min() < 0 or end_N[-1] > total or (offset_N[1:] < end_N[:-1]).any()):
         raise BadShard(f"The crops that the twin of {tar} tells of do not lie one after the other in it. {again}")
     digest = hashlib.sha256()
+    memory = memoryview(bytearray(min(_BLOCK, total)))
     start = done = 0
     with tar.open("rb", buffering=0) as file:
         while start < total:
@@ -38,7 +40,9 @@ def proven_crops(tar: Path, offset_N: NDArray[np.int64], size_N: NDArray[np.int6
             if last < len(end_N) and offset_N[last] < until:  # a crop that this block would cut
                 until = int(end_N[last - 1] if last > done else end_N[done])
                 last = max(last, done + 1)
-            block = memoryview(bytearray(until - start))
+            if until - start > len(memory):
+                memory = memoryview(bytearray(until - start))
+            block = memory[: until - start]
             if _fill(file, block) != len(block):
                 raise BadShard(f"{tar} ends before byte {until}. {again}")
             digest.update(block)

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline import tables
 from pipeline.errors import BadShard
+from pipeline.hashed import HashedFile
 from pipeline.receipts import atomic
 
 _BLOCK, _RECORD = 512, tarfile.RECORDSIZE
@@ -49,9 +51,9 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
-        self._digest = hashlib.sha256()
-        self._waiting: list[bytes | memoryview] = []
+        self._file = HashedFile(path)
+        self._names: list[bytes] = []
+        self._contents: list[bytes | memoryview] = []
         self._written = self._offset = 0
         self.samples = 0
 
@@ -63,56 +65,67 @@ class ShardWriter:
 
     def close(self) -> None:
         """End the tar, and flush it to the disk."""
+        self.flush()
         end = self._offset + 2 * _BLOCK
-        self._waiting.append(b"\0" * (2 * _BLOCK + -end % _RECORD))
+        self._file.write(bytes(2 * _BLOCK + -end % _RECORD))
         self._offset = end + -end % _RECORD
-        self._flush()
-        os.fsync(self._file.fileno())
         self._file.close()
 
     def add(self, key: str, members: Mapping[str, bytes | memoryview]) -> dict[str, int]:
-        """Append one sample; returns the offset of each member's bytes in the tar."""
+        """Append one sample; returns the offset of each member's bytes in the tar. A content may not change before the next `flush`."""
         if not _KEY.fullmatch(key):
             raise ValueError(f"A shard key is 8 to 64 hex digits, got {key!r}.")
         offsets = {}
         for extension, content in members.items():
-            self._waiting += (_header(f"{key}.{extension}".encode(), len(content)), content, _ZEROS[: -len(content) % _BLOCK])
+            self._names.append(f"{key}.{extension}".encode())
+            self._contents.append(content)
             offsets[extension] = self._offset + _BLOCK
             self._offset += _BLOCK + len(content) + -len(content) % _BLOCK
         self.samples += 1
         if self._offset - self._written > _BUFFER:
-            self._flush()
+            self.flush()
         return offsets
 
-    def _flush(self) -> None:
-        block = memoryview(b"".join(self._waiting))
-        self._waiting = []
+    def flush(self) -> None:
+        """Write what was added so far."""
+        if not self._names:
+            return
+        pieces: list[bytes | memoryview] = []
+        for header, content in zip(_headers(self._names, [len(content) for content in self._contents]), self._contents, strict=True):
+            pieces += (header, content, _ZEROS[: -len(content) % _BLOCK])
+        self._file.write(b"".join(pieces))
+        self._names, self._contents = [], []
         self._written = self._offset
-        self._digest.update(block)
-        while block:
-            block = block[self._file.write(block) :]
 
     @property
     def sidecar(self) -> dict[str, str]:
         """The facts that prove the closed tar whole, for the twin's file metadata."""
-        return {"num_samples": str(self.samples), "tar_bytes": str(self._offset), "tar_sha256": self._digest.hexdigest()}
+        return {"num_samples": str(self.samples), "tar_bytes": str(self._offset), "tar_sha256": self._file.sha256}
 
 
 @cache
-def _blank_header() -> tuple[bytes, bytes, bytes, int]:
-    """(before size, between size and checksum, behind it, sum of all bytes) of a header without name, size and checksum."""
-    blank = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
-    blank[124:135] = bytes(11)
-    blank[148:156] = b" " * 8
-    return bytes(blank[:124]), bytes(blank[135:148]), bytes(blank[156:]), sum(blank)
+def _blank_header() -> NDArray[np.uint8]:
+    """A header without name and size, with blanks for its checksum."""
+    blank = np.frombuffer(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT), np.uint8).copy()
+    blank[124:135] = 0
+    blank[148:156] = ord(" ")
+    return blank
 
 
-def _header(name: bytes, size: int) -> bytes:
-    """The ustar header of a regular file without times and owners, as tarfile makes it in thirty times as long."""
-    before, between, behind, base = _blank_header()
-    digits = b"%011o" % size
-    checksum = b"%06o\0 " % (base + sum(name) + sum(digits))
-    return b"".join((name, before[len(name) :], digits, between, checksum, behind))
+def _headers(names: Sequence[bytes], sizes: Sequence[int]) -> Iterator[memoryview]:
+    """The ustar headers of regular files without times and owners, as tarfile makes them one by one."""
+    header_NB = np.tile(_blank_header(), (len(names), 1))
+    header_NB[:, :100] = np.array(names, "S100").view(np.uint8).reshape(-1, 100)
+    header_NB[:, 124:135] = _octal(np.array(sizes), 11)
+    header_NB[:, 148:154] = _octal(header_NB.sum(1, dtype=np.int64), 6)
+    header_NB[:, 154] = 0
+    content = memoryview(header_NB.tobytes())
+    return (content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK))
+
+
+def _octal(number_N: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
+    """ASCII codes [N, digits] of numbers."""
+    return ord("0") + (number_N[:, None] >> 3 * np.arange(digits)[::-1] & 7)
 
 
 def write_twin(path: Path, table: pa.Table, facts: dict[str, str]) -> None:
@@ -195,6 +208,14 @@ def decode_crop(content: bytes, size_px: int) -> Image:
 def json_bytes(value: Any) -> bytes:
     """Compact JSON, of the same bytes for the same value."""
     return _JSON.encode(value).encode("utf-8", "backslashreplace")
+
+
+def json_rows(columns: Mapping[str, Sequence[str | None]]) -> Iterator[bytes]:
+    """`json_bytes` of every row of a table of text, in a fifth of the time."""
+    names = sorted(columns)
+    form = "{" + ",".join(_quoted(name).replace("%", "%%") + ":%s" for name in names) + "}"
+    texts = [["null" if value is None else _quoted(value) for value in columns[name]] for name in names]
+    return ((form % row).encode("utf-8", "backslashreplace") for row in zip(*texts, strict=True))
 
 
 def table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:

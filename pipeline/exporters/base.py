@@ -1,19 +1,15 @@
 """What the exporters share: what is wanted, the facts of a written file, and a part of the export while it is written."""
 
-import hashlib
-import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 
 from pipeline import tables
-from pipeline.places import join
+from pipeline.hashed import HashedFile
 from pipeline.receipts import Progress
-from pipeline.stores import upload
 
 Crops = Sequence[memoryview]
 _CARRIED = ("crawled_identity", "angle_deg", "noise_probability", "quality", "source_uri", "source_url", "license")
@@ -85,12 +81,22 @@ class FileFacts:
     sha256: str
     samples: int | None = None
 
+    @classmethod
+    def of(cls, file: HashedFile, name: str, samples: int | None = None) -> Self:
+        """Of a file as written so far."""
+        return cls(name, file.tell(), file.sha256, samples)
+
 
 def hand_over(job: Job, files: Sequence[FileFacts]) -> None:
     """Move proven files of the job's folder into its store, where it has one. Those that were moved before are passed over."""
+    if job.store is None:
+        return
+    from pipeline.places import join  # with pydantic and fsspec behind them, half of what workers import
+    from pipeline.stores import upload
+
     for file in files:
         path = job.folder / file.name
-        if job.store is not None and path.exists():
+        if path.exists():
             upload(path, join(job.store, file.name))
             path.unlink()
 
@@ -99,7 +105,7 @@ class Part(Protocol):
     """A part of an export while it is written. What it holds depends on the samples alone, not on how many come at a time."""
 
     def add(self, rows: pa.Table, crops: Crops) -> None:
-        """Append samples: rows of the schema FACTS, and the pictures' bytes."""
+        """Append samples: rows of the schema FACTS, and the pictures' bytes, which are others after the call."""
         ...
 
     def close(self) -> list[FileFacts]:
@@ -127,43 +133,8 @@ class Exporter:
     """A file per picture, which is nothing for an object store."""
 
 
-class HashedFile(io.RawIOBase):
-    """A new file that is hashed while it is written, and flushed to the disk when it is closed."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb", buffering=0)
-        self._digest = hashlib.sha256()
-        self._bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        left = memoryview(content).cast("B")
-        total = len(left)
-        self._digest.update(left)
-        while left:
-            left = left[self._file.write(left) :]
-        self._bytes += total
-        return total
-
-    def tell(self) -> int:
-        return self._bytes
-
-    def close(self) -> None:
-        if not self.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
-        super().close()
-
-    def facts(self, name: str, samples: int | None = None) -> FileFacts:
-        """Of the file as written so far."""
-        return FileFacts(name, self._bytes, self._digest.hexdigest(), samples)
-
-
 def write_whole(job: Job, name: str, content: bytes) -> FileFacts:
     """Write a small file of an export."""
     with HashedFile(job.folder / name) as file:
         file.write(content)
-    return file.facts(name)
+    return FileFacts.of(file, name)

@@ -8,7 +8,7 @@ import json
 
 import pyarrow as pa
 
-from pipeline.exporters.base import FACTS, Crops, FileFacts, Job, Split, write_whole
+from pipeline.exporters.base import FACTS, FileFacts, Job, Split, write_whole
 from pipeline.exporters.parquet import ParquetPart
 from pipeline.exporters.stream import write_parts
 from pipeline.receipts import Progress
@@ -28,20 +28,21 @@ SCHEMA = pa.schema(
 )
 
 
-class _File(ParquetPart):
-    def __init__(self, job: Job, split: Split, number: int) -> None:
-        super().__init__(f"data/{split.name}-{number:05d}-of-{split.parts:05d}.parquet", job, SCHEMA, "image")
+def _open(job: Job, split: Split, number: int) -> ParquetPart:
+    name = f"data/{split.name}-{number:05d}-of-{split.parts:05d}.parquet"
+    return ParquetPart(job.folder / name, name, SCHEMA, "image", _laid_out)
 
-    def add(self, rows: pa.Table, crops: Crops) -> None:
-        paths = pa.array([f"{key}.jpg" for key in rows["sample_id"].to_pylist()])
-        image = pa.StructArray.from_arrays([pa.array(crops, pa.binary()), paths], fields=list(_IMAGE))
-        rest = [rows[field.name] for field in _REST]
-        self.add_table(pa.Table.from_arrays([image, rows["class_index"].cast(pa.int64()), *rest], schema=SCHEMA))
+
+def _laid_out(rows: pa.Table, pictures: pa.Array) -> pa.Table:
+    paths = pa.array([f"{key}.jpg" for key in rows["sample_id"].to_pylist()])
+    image = pa.StructArray.from_arrays([pictures, paths], fields=list(_IMAGE))
+    rest = [rows[field.name] for field in _REST]
+    return pa.Table.from_arrays([image, rows["class_index"].cast(pa.int64()), *rest], schema=SCHEMA)
 
 
 def write(job: Job, progress: Progress | None = None) -> list[FileFacts]:
     """The files of an export, and its card."""
-    return [*write_parts(_File, job, progress), write_whole(job, "README.md", _card(job).encode())]
+    return [*write_parts(_open, job, progress), write_whole(job, "README.md", _card(job).encode())]
 
 
 def _card(job: Job) -> str:

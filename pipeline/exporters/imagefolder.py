@@ -10,8 +10,9 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.exporters.base import FACTS, Crops, FileFacts, HashedFile, Job, Split
+from pipeline.exporters.base import FACTS, Crops, FileFacts, Job, Split
 from pipeline.exporters.stream import write_parts
+from pipeline.hashed import HashedFile
 from pipeline.receipts import Progress
 
 ABOUT = "train/<identity>/<sample_id>.jpg, as torchvision's ImageFolder reads it, and tables of all files"
@@ -54,10 +55,12 @@ class Folders:
 
     def close(self) -> list[FileFacts]:
         table = pa.concat_tables(self._rows).combine_chunks()
-        with HashedFile(self._root / self._name) as file:
+        path = self._root / self._name
+        path.parent.mkdir(exist_ok=True)
+        with HashedFile(path) as file:
             pq.write_table(table, file, compression="zstd")
         os.sync()  # the small files, which are not flushed one by one
-        return [file.facts(self._name, table.num_rows)]
+        return [FileFacts.of(file, self._name, table.num_rows)]
 
 
 def write(job: Job, progress: Progress | None = None) -> list[FileFacts]:

@@ -11,6 +11,8 @@ written into one file by several processes.
 Source: insightface, `recognition/arcface_torch/dataset.py` (MXFaceDataset); MXNet, `recordio.py` (IRHeader) and `tools/im2rec.py` (.lst).
 """
 
+import hashlib
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -23,12 +25,12 @@ from numpy.typing import NDArray
 
 from pipeline import recordio
 from pipeline.errors import BadInput
-from pipeline.exporters.base import FileFacts, HashedFile, Job, Split, write_whole
+from pipeline.exporters.base import FileFacts, Job, Split, write_whole
 from pipeline.exporters.stream import read_facts
-from pipeline.fanout import fan_out
+from pipeline.fanout import each_of, fan_out
+from pipeline.hashed import HashedFile
 from pipeline.proven import proven_crops
 from pipeline.receipts import Progress, atomic, write_json
-from pipeline.shards import file_sha256
 
 ABOUT = "insightface's train.rec, .idx, .lst and property, sorted by identity"
 SAMPLE_BYTES = "(size + 3) // 4 * 4 + 32 + 70"
@@ -37,6 +39,8 @@ EXACT = 2**24
 PART_BYTES = 64 * 2**20
 _HEADER = np.dtype([("magic", "<u4"), ("length", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("id2", "<u8")])
 _RANGE = np.dtype([*((name, _HEADER[name]) for name in _HEADER.names or ()), ("start", "<f4"), ("end", "<f4")])
+_PER_CALL = 1000
+"""Pieces that are written at once; systems take 1,024."""
 _MAGIC = int.from_bytes(recordio.MAGIC, "little")
 
 
@@ -77,11 +81,14 @@ def write(job: Job, progress: Progress | None = None) -> list[FileFacts]:
     _runs(job).mkdir(exist_ok=True)
     fan_out(_write_run, [_Shard(job, number) for number in numbers], workers=job.workers, progress=_shifted(progress, 0, total))
     longer = {split: _longer(job, split) for split in job.splits}
-    for split in job.splits:
-        _open(job, split, longer[split])
+    digests = {split: _open(job, split, longer[split]) for split in job.splits}
     parts = [_Part(job, split, number, longer[split]) for split in job.splits for number in range(split.parts)]
-    fan_out(_write_part, parts, workers=job.workers, progress=_shifted(progress, len(numbers), total))
-    return [file for split in job.splits for file in _finish(job, split, longer[split])]
+    written = each_of(_write_part, parts, workers=job.workers, progress=_shifted(progress, len(numbers), total))
+    hashed = {split: _head_bytes(split) for split in job.splits}
+    for part, end in zip(parts, written, strict=True):  # while others write theirs
+        _hash(_where(job, part.split) / "train.rec", hashed[part.split], end, digests[part.split])
+        hashed[part.split] = end
+    return [file for split in job.splits for file in _finish(job, split, longer[split], digests[split])]
 
 
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
@@ -140,12 +147,12 @@ def _longer(job: Job, split: Split) -> _Longer:
     return _Longer(ranks, np.concatenate([[0], np.cumsum([more for *_, more in told])]).astype(np.int64))
 
 
-def _write_part(part: _Part) -> None:
-    """The records of one part, in their place in the record file, and its lines of .idx and .lst."""
+def _write_part(part: _Part) -> int:
+    """The records of one part, in their place in the record file, and its lines of .idx and .lst. Returns the byte at which they end."""
     job, split = part.job, part.split
     done = job.parts / f"{split.name}-{part.number:06d}.json"
     if done.exists():
-        return
+        return int(json.loads(done.read_text("utf-8"))["end"])
     rows = pq.read_table(job.plan / "samples.parquet", filters=[("split", "=", split.name), ("part", "=", part.number)])
     crops, ids = _gathered(job, rows)
     size_N, class_N, rank_N = (rows[name].to_numpy() for name in ("size", "class_index", "rank"))
@@ -154,7 +161,7 @@ def _write_part(part: _Part) -> None:
     header_N["magic"], header_N["length"] = _MAGIC, size_N + recordio.IMAGE_HEADER_BYTES
     header_N["label"], header_N["id"] = class_N, key_N
     words = memoryview(header_N.tobytes())
-    start = _head_bytes(split) + rows["record_at"][0].as_py() + part.longer.before(int(rank_N[0]))
+    start = _head_bytes(split) + int(rows["record_at"][0].as_py()) + part.longer.before(int(rank_N[0]))
     pieces: list[bytes | memoryview] = []
     offset_N = np.empty(len(rank_N), np.int64)
     at = start
@@ -168,16 +175,36 @@ def _write_part(part: _Part) -> None:
         else:
             pieces += (header, crop, bytes(-len(crop) % 4))
             at += _HEADER.itemsize + len(crop) + -len(crop) % 4
-    with (_where(job, split) / "train.rec").open("rb+") as file:
+    with (_where(job, split) / "train.rec").open("rb+", buffering=0) as file:
         file.seek(start)
-        file.write(b"".join(pieces))
-        file.flush()
+        _write_all(file, pieces)
         os.fsync(file.fileno())
     lines = zip(key_N.tolist(), offset_N.tolist(), class_N.tolist(), ids, strict=True)
     texts = [(f"{key}\t{offset}\n", f"{key}\t{label:f}\t{name}.jpg\n") for key, offset, label, name in lines]
     for column, suffix in enumerate((".idx", ".lst")):
         (_runs(job) / f"{split.name}-{part.number:06d}{suffix}").write_text("".join(text[column] for text in texts), "ascii")
     write_json(done, {"end": at})
+    return at
+
+
+def _write_all(file: io.FileIO, pieces: list[bytes | memoryview]) -> None:
+    """Write pieces one after the other, many in a call and without putting them together."""
+    for first in range(0, len(pieces), _PER_CALL):
+        some = pieces[first : first + _PER_CALL]
+        count = os.writev(file.fileno(), some)
+        if count < sum(map(len, some)):  # a disk that fills, a signal
+            left = memoryview(b"".join(some))[count:]
+            while left:
+                left = left[file.write(left) :]
+
+
+def _hash(path: Path, start: int, end: int, digest: "hashlib._Hash") -> None:
+    memory = memoryview(bytearray(min(end - start, 2**20)))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while start < end and (count := file.readinto(memory[: end - start])):
+            digest.update(memory[:count])
+            start += count
 
 
 def _gathered(job: Job, rows: pa.Table) -> tuple[list[memoryview], list[str]]:
@@ -209,14 +236,20 @@ def _head_bytes(split: Split) -> int:
     return _RANGE.itemsize * first_key(split)
 
 
-def _open(job: Job, split: Split, longer: _Longer) -> None:
-    """The record file at its full length, unless it is there."""
+def _open(job: Job, split: Split, longer: _Longer) -> "hashlib._Hash":
+    """SHA-256 of what stands before the pictures of the record file, which has that and its full length then."""
     path = _where(job, split) / "train.rec"
     path.parent.mkdir(exist_ok=True)
     size = _pictures_end(job, split, longer) + _RANGE.itemsize * split.identities * first_key(split)
     if not path.exists() or path.stat().st_size != size:
         with path.open("wb") as file:
             file.truncate(size)
+    head = (
+        _ranges(np.array([0]), np.array([split.samples + 1]), np.array([split.samples + 1 + split.identities])) if first_key(split) else b""
+    )
+    with path.open("rb+") as file:
+        file.write(head)
+    return hashlib.sha256(head)
 
 
 def _pictures_end(job: Job, split: Split, longer: _Longer) -> int:
@@ -226,23 +259,21 @@ def _pictures_end(job: Job, split: Split, longer: _Longer) -> int:
     return _head_bytes(split) + int(last["record_at"]) + int(record_sizes(np.array(last["size"]))) + int(longer.before_M[-1])
 
 
-def _finish(job: Job, split: Split, longer: _Longer) -> list[FileFacts]:
-    """The records that tell of keys, and the files beside the records."""
+def _finish(job: Job, split: Split, longer: _Longer, digest: "hashlib._Hash") -> list[FileFacts]:
+    """The records behind the pictures, which tell of keys, and the files beside the records. `digest` is of all before."""
     folder = _where(job, split)
     prefix = "" if split.name == "train" else f"{split.name}/"
     names = pq.read_table(job.plan / "identities.parquet", columns=["samples"], filters=[("split", "=", split.name)])["samples"].to_numpy()
     end = _pictures_end(job, split, longer)
     behind = split.samples + 1
-    head = _ranges(np.array([0]), np.array([behind]), np.array([behind + split.identities]))
     last_C = np.cumsum(names) + 1
-    tail = _ranges(np.arange(behind, behind + split.identities), last_C - names, last_C)
-    if first_key(split):
-        with (folder / "train.rec").open("rb+") as file:
-            file.write(head)
-            file.seek(end)
-            file.write(tail)
-            file.flush()
-            os.fsync(file.fileno())
+    tail = _ranges(np.arange(behind, behind + split.identities), last_C - names, last_C) if first_key(split) else b""
+    with (folder / "train.rec").open("rb+") as file:
+        file.seek(end)
+        file.write(tail)
+        file.flush()
+        os.fsync(file.fileno())
+    digest.update(tail)
     parts = [f"{split.name}-{number:06d}" for number in range(split.parts)]
     with HashedFile(folder / "train.idx") as index:
         if first_key(split):
@@ -253,11 +284,10 @@ def _finish(job: Job, split: Split, longer: _Longer) -> list[FileFacts]:
             index.write("".join(lines).encode())
     with HashedFile(folder / "train.lst") as listed:
         _append(listed, job, [f"{part}.lst" for part in parts])
-    records = folder / "train.rec"
     return [
-        FileFacts(f"{prefix}train.rec", records.stat().st_size, file_sha256(records), split.samples),
-        index.facts(f"{prefix}train.idx"),
-        listed.facts(f"{prefix}train.lst", split.samples),
+        FileFacts(f"{prefix}train.rec", end + len(tail), digest.hexdigest(), split.samples),
+        FileFacts.of(index, f"{prefix}train.idx"),
+        FileFacts.of(listed, f"{prefix}train.lst", split.samples),
         write_whole(job, f"{prefix}property", f"{split.identities},112,112\n".encode()),
     ]
 

@@ -3,6 +3,7 @@
 Class indices, folder names and counts stand in identities.json; every file with its SHA-256 in dataset.json, for which `purify verify` looks.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -16,12 +17,14 @@ import pyarrow.parquet as pq
 
 from pipeline import receipts
 from pipeline.errors import BadConfig, BadInput
-from pipeline.exporters import EXPORTERS, recordio
-from pipeline.exporters.base import FileFacts, HashedFile, Job, Wanted, hand_over
+from pipeline.exporters import EXPORTERS, recordio, stream
+from pipeline.exporters.base import FileFacts, Job, Wanted, hand_over
 from pipeline.exporters.plan import Plan, make_plan
-from pipeline.fanout import worker_count
+from pipeline.fanout import prepare, worker_count, workers_kept
+from pipeline.hashed import HashedFile
 from pipeline.places import Location, is_remote, join, located
 from pipeline.receipts import Counts, Progress, Receipt, fingerprint, mark_of, require_space, run_stage, write_json
+from pipeline.shards import shard_stems
 from pipeline.stores import is_empty, read_json, require_store, upload
 
 VERSION = 1
@@ -91,13 +94,23 @@ def _fill(
 ) -> dict[str, Any]:
     """Write all files of an export but dataset.json, which is returned."""
     exporter = EXPORTERS[wanted.form]
-    plan = make_plan(clean, folder / ".plan", wanted, exporter)
-    job = Job(clean, folder, wanted, plan.splits, workers, store)
-    job.parts.mkdir(exist_ok=True)
-    require_space(folder, _bytes_needed(job))
-    files = [*exporter.write(job, progress), _write_identities(job)]
+    with _workers(clean, workers):
+        plan = make_plan(clean, folder / ".plan", wanted, exporter)
+        job = Job(clean, folder, wanted, plan.splits, workers, store)
+        job.parts.mkdir(exist_ok=True)
+        require_space(folder, _bytes_needed(job))
+        files = [*exporter.write(job, progress), _write_identities(job)]
     hand_over(job, files)
     return _told(mark, wanted, plan, files)
+
+
+def _workers(clean: Path, workers: int) -> contextlib.AbstractContextManager[None]:
+    """Worker processes, at most one for each clean shard, which are read whole. What they are forked from starts while the export is planned."""
+    count = min(worker_count(workers), len(shard_stems(clean, "clean")))
+    if count < 2:
+        return contextlib.nullcontext()
+    prepare([stream.__name__], workers=count)
+    return workers_kept(count)
 
 
 def _counts(told: dict[str, Any]) -> Counts:
@@ -145,7 +158,7 @@ def _write_identities(job: Job) -> FileFacts:
                 file.write(f"{',' if first else ''}\n{line}".encode())
             file.write(b"\n]")
         file.write(b"\n}\n")
-    return file.facts(IDENTITIES)
+    return FileFacts.of(file, IDENTITIES)
 
 
 def _identities(job: Job, split: str) -> Iterator[str]:

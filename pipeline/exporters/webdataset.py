@@ -4,10 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import tables
-from pipeline.exporters.base import FACTS, Crops, FileFacts, HashedFile, Job, Split
+from pipeline.exporters.base import FACTS, Crops, FileFacts, Job, Split
 from pipeline.exporters.stream import write_parts
+from pipeline.hashed import HashedFile
 from pipeline.receipts import Progress
-from pipeline.shards import ShardWriter, json_bytes
+from pipeline.shards import ShardWriter, json_rows
 
 ABOUT = "tars of .jpg, .cls and .json that bare WebDataset reads, each with a Parquet twin"
 SAMPLE_BYTES = "(size + 511) // 512 * 512 + 2560 + 120"
@@ -26,8 +27,10 @@ class Shard:
 
     def add(self, rows: pa.Table, crops: Crops) -> None:
         offsets = []
-        for row, class_index, crop in zip(rows.select(_TOLD).to_pylist(), rows["class_index"].to_pylist(), crops, strict=True):
-            offsets.append(self._tar.add(row["sample_id"], {"jpg": crop, "cls": b"%d" % class_index, "json": json_bytes(row)})["jpg"])
+        facts = {name: rows[name].to_pylist() for name in _TOLD}
+        for key, class_index, told, crop in zip(facts["sample_id"], rows["class_index"].to_pylist(), json_rows(facts), crops, strict=True):
+            offsets.append(self._tar.add(key, {"jpg": crop, "cls": b"%d" % class_index, "json": told})["jpg"])
+        self._tar.flush()
         places = [pa.array(offsets, pa.int64()), pa.array([len(crop) for crop in crops], pa.int32())]
         self._rows.append(pa.Table.from_arrays([*rows.columns, *places], schema=_TWIN))
 
@@ -40,7 +43,7 @@ class Shard:
         samples = self._tar.samples
         return [
             FileFacts(f"{self._stem}.tar", int(facts["tar_bytes"]), facts["tar_sha256"], samples),
-            self._twin.facts(f"{self._stem}.parquet", samples),
+            FileFacts.of(self._twin, f"{self._stem}.parquet", samples),
         ]
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline import shards, tables
 from pipeline.config import IngestConfig
-from pipeline.duck import literal
+from pipeline.duck import literal, spilling
 from pipeline.receipts import atomic, link
 from pipeline.sources.base import Growth, unit_of
 
@@ -23,7 +23,7 @@ _KINDS = ("vanished", "returned", "changed")
 def write_listing(plan: Path, folder: Path, growth: Growth, config: IngestConfig) -> None:
     """`folder`'s listing of a crawl that is read as a whole."""
     growth.write_units(plan, plan / "units.parquet", config)
-    with duckdb.connect() as db, atomic(folder / LISTING) as temporary:
+    with spilling(plan / "spill") as db, atomic(folder / LISTING) as temporary:
         units = db.sql("SELECT unit, mark, slice AS shard, false AS is_gone FROM read_parquet($units)", params=_given(plan))
         units.write_parquet(str(temporary))
 
@@ -37,8 +37,7 @@ def take_over(old: Path, plan: Path, folder: Path, growth: Growth, config: Inges
     growth.write_units(plan, plan / "units.parquet", config)
     stems = shards.shard_stems(old)
     first = 1 + max(int(stem.removeprefix("raw-")) for stem in stems)
-    with duckdb.connect() as db:
-        db.execute("SET temp_directory = ?", [str(plan / "spill")])
+    with spilling(plan / "spill") as db:
         db.execute(
             """CREATE TABLE fates AS
                SELECT o.unit, o.mark, o.shard,

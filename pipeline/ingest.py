@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import faces, forgotten, receipts, shards, tables
 from pipeline.config import Config, IngestConfig, as_dict
-from pipeline.duck import every, fetch
+from pipeline.duck import every, spilling
 from pipeline.duplicates import mark_duplicates
 from pipeline.errors import BadCrawl
 from pipeline.examine import examine
@@ -24,6 +24,7 @@ from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, re
 from pipeline.sources import SOURCES, recognise
 
 VERSION = 6
+_BATCH = 100_000
 _NOT_BAD = {"ok", "duplicate", "forgotten"}
 
 
@@ -105,21 +106,18 @@ def ingest_slice(part: _Slice) -> int:
 
 def _seal(folder: Path, crawl: str, config: IngestConfig) -> Counts:
     """Mark duplicates over all shards, write identities.parquet, and count."""
-    with duckdb.connect() as db:
-        db.execute("SET temp_directory = ?", [str(folder / ".spill")])
-        db.execute("SET memory_limit = '512MB'")
-        db.execute("SET threads = 2")  # each wants its share of it
+    with spilling(folder / ".spill") as db:
         db.read_parquet(every(folder, "raw-*.parquet")).create_view("items")
         mark_duplicates(db, folder, config.near_duplicate_bits)
-        with atomic(folder / "identities.parquet") as temporary:
-            counted = fetch(
-                db,
-                "SELECT identity, count(*) AS items, count(*) FILTER (status = 'ok') AS samples FROM items GROUP BY identity ORDER BY identity",
-            )
-            pq.write_table(counted.cast(tables.IDENTITIES), temporary)
+        db.execute(
+            "CREATE TABLE counted AS SELECT identity, count(*) AS items, count(*) FILTER (status = 'ok') AS samples FROM items GROUP BY identity"
+        )
+        with atomic(folder / "identities.parquet") as temporary, pq.ParquetWriter(temporary, tables.IDENTITIES) as writer:
+            for batch in db.sql("FROM counted ORDER BY identity").to_arrow_reader(_BATCH):
+                writer.write_table(pa.Table.from_batches([batch]).cast(tables.IDENTITIES))
         gone = db.execute("SELECT count(*) FROM items WHERE is_gone").fetchall()[0][0]
         by_status = dict(db.execute("SELECT status, count(*) FROM items GROUP BY status ORDER BY count(*) DESC, status").fetchall())
-        usable = sum(samples > 0 for samples in counted["samples"].to_pylist())
+        usable = db.execute("SELECT count(*) FROM counted WHERE samples > 0").fetchall()[0][0]
     items = sum(by_status.values())
     bad = sum(count for status, count in by_status.items() if status not in _NOT_BAD)
     kinds = ", ".join(f"{count} {status}" for status, count in by_status.items())

@@ -7,13 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
-from pipeline.duck import literal
+from pipeline.duck import literal, spilling
 from pipeline.places import Entry
 from pipeline.sources.base import UNITS, Growth, Listing, digest_of, order_of, unit_of, uri_text
 
@@ -60,7 +59,7 @@ def write(plan: Path, entries: Iterable[tuple[Entry, str | None]], config: Inges
                 "mark": [mark.to_bytes(16, "big") for mark in marks],
             }
             writer.write_table(pa.table(columns, schema=_LISTED))
-    with _database(plan) as db:
+    with spilling(plan / "spill") as db:
         db.read_parquet(literal(unsorted)).order('"order", path').write_parquet(str(plan / _FILES), row_group_size=config.samples_per_shard)
     unsorted.unlink()
     return Listing(items, total, -(-items // config.samples_per_shard), f"{digest:032x}")
@@ -80,21 +79,13 @@ def write_units(plan: Path, out: Path, config: IngestConfig) -> None:
 def narrow(plan: Path, units: Path, config: IngestConfig) -> int:
     """Leave only the files of `units` in the plan, in the same order; the number of slices then."""
     narrowed = plan / "narrowed.parquet"
-    with _database(plan) as db:
+    with spilling(plan / "spill") as db:
         db.read_parquet(literal(plan / _FILES)).create_view("files")
         db.read_parquet(literal(units)).create_view("wanted")
         kept = db.sql("""SELECT * FROM files WHERE unit IN (SELECT unit FROM wanted) ORDER BY "order", path""")
         kept.write_parquet(str(narrowed), row_group_size=config.samples_per_shard)
     narrowed.replace(plan / _FILES)
     return int(-(-pq.read_metadata(plan / _FILES).num_rows // config.samples_per_shard))
-
-
-def _database(plan: Path) -> duckdb.DuckDBPyConnection:
-    db = duckdb.connect()
-    db.execute("SET temp_directory = ?", [str(plan / "spill")])
-    db.execute("SET memory_limit = '256MB'")
-    db.execute("SET threads = 2")
-    return db
 
 
 def read(plan: Path, number: int, config: IngestConfig) -> list[PlannedFile]:

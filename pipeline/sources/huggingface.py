@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from pipeline import places
 from pipeline.config import IngestConfig
-from pipeline.duck import literal
+from pipeline.duck import literal, spilling
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
 from pipeline.sources import file_plan, table
@@ -153,8 +152,7 @@ def _lines(crawl: str, path: str, config: IngestConfig) -> Iterator[tuple[bytes,
 
 def _joined(plan: Path) -> Iterator[_Named]:
     """Every picture with its line, every picture without one, and every line without a picture (size -1)."""
-    with duckdb.connect() as db:
-        db.execute("SET temp_directory = ?", [str(plan / "spill")])
+    with spilling(plan / "spill") as db:
         rows = db.execute(
             """
             SELECT coalesce(l.path, n.path), coalesce(size, -1), coalesce(mark, ''), extra

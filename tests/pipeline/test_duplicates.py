@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline import shards, tables
 from pipeline.config import Config, IngestConfig
-from pipeline.duck import every
+from pipeline.duck import every, spilling
 from pipeline.duplicates import mark_duplicates
 from pipeline.errors import BadCrawl
 from pipeline.ingest import ingest
@@ -41,6 +41,16 @@ def test_one_photo_in_many_copies_is_one_set_named_after_the_largest(tmp_path: P
     sets = {row["source_uri"]: row["near_duplicate_set"] for row in rows}
     assert sets == {name: (best if name.startswith("A") and "other" not in name else None) for name in files}
     assert {row["status"] for row in rows} == {"ok"}, "alike is told, not dropped"
+
+
+def test_what_is_more_than_the_memory_goes_to_the_folder_and_leaves_it(tmp_path: Path) -> None:
+    with spilling(tmp_path / "spill") as db:
+        db.execute("CREATE TABLE texts AS SELECT md5(i::VARCHAR) AS text FROM range(3_000_000) numbers(i)")
+        assert db.execute("SELECT count(DISTINCT text) FROM texts").fetchall() == [(3_000_000,)]
+        used = dict(db.execute("SELECT 'memory', sum(memory_usage_bytes) FROM duckdb_memory()").fetchall())["memory"]
+        spilled = sum(path.stat().st_size for path in (tmp_path / "spill").iterdir())
+        assert used <= 128_000_000 and spilled > 10_000_000, (used, spilled)
+    assert not (tmp_path / "spill").exists() or not any((tmp_path / "spill").iterdir())
 
 
 Sample = tuple[str, int, int]

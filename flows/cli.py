@@ -19,7 +19,7 @@ from rich.table import Table
 
 from flows import crawls, evaluation, exports, inversion, models, operations, questions, reviews, upkeep
 from flows.outputs import NewFile, NewFolder
-from pipeline.config import Config, Mode, SourceName, load
+from pipeline.config import MOST_WORKERS, Config, Mode, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, recorded
 
@@ -124,6 +124,8 @@ def run(
 ) -> int:
     """Purify a crawl into a run folder. Killed or repeated, it does only what is not done yet. Exit code 3: done, and beyond a limit (--set limits.*).
 
+    What is finished is trusted: of raw and clean shards the lengths are looked at, of the rest nothing. `purify verify RUN` reads it all.
+
     Parameters
     ----------
     crawl:
@@ -165,8 +167,8 @@ def run(
 def demo(
     folder: NewFolder = Path("demo"),
     *,
-    identities: Annotated[int, Parameter(validator=Number(gte=3))] = 150,
-    images: Annotated[int, Parameter(validator=Number(gte=4))] = 40,
+    identities: Annotated[int, Parameter(validator=Number(gte=3, lte=10**7))] = 150,
+    images: Annotated[int, Parameter(validator=Number(gte=4, lte=10**5))] = 40,
     noise: Annotated[float, Parameter(validator=Number(gte=0, lte=0.9))] = 0.5,
     seed: int = 0,
     set_: Overrides = None,
@@ -209,12 +211,12 @@ def synthesize(
     crawl: NewFolder,
     truth: NewFile,
     *,
-    identities: Annotated[int, Parameter(validator=Number(gte=3))] = 150,
-    images: Annotated[int, Parameter(validator=Number(gte=4))] = 40,
+    identities: Annotated[int, Parameter(validator=Number(gte=3, lte=10**7))] = 150,
+    images: Annotated[int, Parameter(validator=Number(gte=4, lte=10**5))] = 40,
     noise: Annotated[float, Parameter(validator=Number(gte=0, lte=0.9))] = 0.5,
     seed: int = 0,
     form: Literal["folder", "shards"] = "folder",
-    workers: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+    workers: Annotated[int, Parameter(validator=Number(gte=0, lte=MOST_WORKERS))] = 0,
 ) -> None:
     """Render a crawl of invented faces with planted noise, and its truth table.
 

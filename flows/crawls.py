@@ -29,7 +29,7 @@ def inspect(
     crawl: str,
     *,
     sheet: Annotated[Path | None, Parameter(help="A .jpg file to write, with some of the crops as ingest would make them.")] = None,
-    sample: Annotated[int, Parameter(validator=Number(gte=1), help="Items to look into.")] = 300,
+    sample: Annotated[int, Parameter(validator=Number(gte=1, lte=10**7), help="Items to look into.")] = 300,
     source: Annotated[SourceName | None, Parameter(help="What reads the crawl, where the look of it misleads.")] = None,
     preset: Annotated[str | None, Parameter(help="Settings that come with the program: demo, cpu, gpu, paper.")] = None,
     config: Annotated[Path | None, Parameter(help="A TOML file of settings.")] = None,

@@ -128,8 +128,8 @@ def make_pairs(
     listed: Annotated[
         bool, Parameter(negative="", help="Take the pairs of the pairs.txt in or beside CROPS instead of drawing some.")
     ] = False,
-    folds: Annotated[int, Parameter(validator=Number(gte=2))] = 10,
-    pairs: Annotated[int, Parameter(validator=Number(gte=1), help="Genuine pairs in a fold, and as many impostor pairs.")] = 300,
+    folds: Annotated[int, Parameter(validator=Number(gte=2, lte=1000))] = 10,
+    pairs: Annotated[int, Parameter(validator=Number(gte=1, lte=10**7), help="Genuine pairs in a fold, and as many impostor pairs.")] = 300,
     masked: Annotated[
         bool, Parameter(negative="", help="Draw a mask on the first picture of each pair: masked probe, bare gallery.")
     ] = False,

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipeline.config import MOST_WORKERS
 from pipeline.errors import BadConfig, BadInput, BadShard
 from pipeline.receipts import Progress as Report
 
@@ -50,12 +52,13 @@ def export(
     bytes_per_shard: Annotated[str | None, Parameter(group=_Form, help="Instead: bytes in it, about, as 500MB or 1GB.")] = None,
     val: Annotated[float, Parameter(group=_Form, help="Share of the identities that go into a split `val`, by a hash of the name.")] = 0.0,
     min_images: Annotated[int, Parameter(group=_Form, help="Leave identities with fewer samples out.")] = 1,
-    workers: Annotated[int, Parameter(group=_Form, validator=Number(gte=0), help="Processes; 0 is one per core.")] = 0,
+    workers: Annotated[int, Parameter(group=_Form, validator=Number(gte=0, lte=MOST_WORKERS), help="Processes; 0 is one per core.")] = 0,
     dry_run: Annotated[bool, Parameter(group=_Form, negative="", help="Say how much it would be, and write nothing.")] = False,
 ) -> None:
     """Write manifest, clean shards and audit page anew, with the decisions that stand; or, with --to, what was kept in another form.
 
-    Nothing is trained again, and no picture is encoded again. Killed or repeated, an export goes on with what is not written yet.
+    Nothing is trained again, and no picture is encoded again. Killed or repeated, an export goes on with what is not written yet, which stands
+    in a hidden folder beside --out, `.NAME.partial-...`, until it is finished.
 
     Parameters
     ----------
@@ -97,11 +100,30 @@ def export(
         _print_plan(plan_only(layout.clean, wanted), to)
         return
     assert out is not None  # noqa: S101 - looked at above
-    with claimed(record["crawl"], layout), _bar(f"export {to}") as progress:
+    with claimed(record["crawl"], layout), _told_when_stopped(out, run), _bar(f"export {to}") as progress:
         receipt = export_to(layout.clean, out, wanted, workers=workers, work=run, progress=progress)
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in receipt.counts.items())
     said = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
     _out.print(f"{out}: {said} · {counts}\nCheck it: purify verify {out}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _told_when_stopped(out: str, run: Path) -> Iterator[None]:
+    """Says of an export that fails or is stopped where that stands which it has written."""
+    from pipeline.places import is_remote, located
+    from pipeline.receipts import partials
+
+    try:
+        yield
+    except BaseException:
+        for partial in partials(run / "export" if is_remote(out) else Path(located(out))):
+            Console(stderr=True).print(
+                f"What was written so far stands in {partial}\nThe same command goes on from there. To give it up: rm -r {shlex.quote(str(partial))}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
+        raise
 
 
 def parsed_bytes(text: str) -> int:
@@ -138,7 +160,7 @@ def _bar(name: str) -> Iterator[Report]:
 def verify(
     place: str,
     *,
-    workers: Annotated[int, Parameter(validator=Number(gte=0), help="Processes; 0 is one per core.")] = 0,
+    workers: Annotated[int, Parameter(validator=Number(gte=0, lte=MOST_WORKERS), help="Processes; 0 is one per core.")] = 0,
 ) -> None:
     """Check every file of a run, of its raw/ or clean/, or of an export, against what it says that it holds. Exit code 1 when something is wrong.
 

@@ -25,7 +25,7 @@ def imagine(
     *,
     identity: Annotated[list[str] | None, Parameter(negative="", help="A name, as the crawl gives it. May be repeated.")] = None,
     sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id: what the network sees in it. May be repeated.")] = None,
-    steps: Annotated[int, Parameter(validator=Number(gte=1), help="Gradient steps.")] = 400,
+    steps: Annotated[int, Parameter(validator=Number(gte=1, lte=10**5), help="Gradient steps.")] = 400,
 ) -> None:
     """Draw the faces that the network imagines (inversion), for sub-centers of names and for samples, as PNG files.
 

@@ -77,7 +77,7 @@ def why(run: Path, sample: str, *, format: Format = "table", out: OutFile = None
 
 
 def diff(run_a: Path, run_b: Path, *, format: Format = "table", out: OutFile = None) -> None:
-    """How two runs of one crawl differ: verdicts in the first, verdicts in the second.
+    """How two runs of one crawl differ: verdicts in the first, verdicts in the second. Says so when they hardly share an item.
 
     Parameters
     ----------
@@ -87,8 +87,12 @@ def diff(run_a: Path, run_b: Path, *, format: Format = "table", out: OutFile = N
         Another one of the same crawl.
     """
     from pipeline.report import diff as answer
+    from pipeline.report import unlike
 
-    show(answer(run_a, run_b), format, out)
+    found = answer(run_a, run_b)
+    show(found, format, out)
+    if warning := unlike(found):
+        Console(stderr=True).print(warning, style="yellow", highlight=False, soft_wrap=True)
 
 
 def decide(

@@ -16,9 +16,16 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pipeline.errors import BadConfig
 from pipeline.resources import data_folder
 
-Count = Annotated[int, Field(ge=1)]
+MOST_WORKERS = 4096
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""Upper bounds here and below are no advice: beyond them stands a slip of the hand, or a number in another unit."""
+ShardSize = Annotated[int, Field(ge=1, le=10**6)]
+Batch = Annotated[int, Field(ge=2, le=2**17)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+SidePx = Annotated[int, Field(ge=1, le=10_000)]
+Bytes = Annotated[int, Field(ge=1, le=2**50)]
+Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Rule = Literal["angle", "nondominant", "either", "both", "calibrated"]
@@ -39,16 +46,16 @@ class IngestConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     source: SourceName = "auto"
     """What reads the crawl; `auto` looks at it."""
-    samples_per_shard: Count = 10_000
+    samples_per_shard: ShardSize = 10_000
     crop_px: Literal[112] = 112
     """Side of the stored crop; 112 is the ArcFace template's."""
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
     """For crops that must be encoded anew; a crawl's own 112 x 112 JPEG is stored byte for byte."""
-    min_side_px: Count = 32
+    min_side_px: SidePx = 32
     """Smaller pictures become rows with status `too_small`."""
     max_pixels: Count = 40_000_000
     """Pictures of more pixels are refused before decoding (status `bomb`)."""
-    max_item_bytes: Count = 64 * 2**20
+    max_item_bytes: Annotated[int, Field(ge=1, le=2**34)] = 64 * 2**20
     identity_key: str = "identity"
     """Where a sample's `.json`, or a column of a table, names its identity."""
     image_column: str | None = None
@@ -62,15 +69,15 @@ class IngestConfig:
     faces: Literal["main", "all"] = "main"
     """Of several faces in a picture: the largest and most central, or each as a sample of its own (`#face=2`)."""
     min_face_score: Fraction = 0.6
-    min_face_px: Count = 24
+    min_face_px: SidePx = 24
     """Shorter side of the box; smaller faces are not taken."""
     near_duplicate_bits: Annotated[int, Field(ge=0, le=8)] = 3
     """Crops of one identity whose perceptual hashes differ in at most so many of 64 bits are one near_duplicate_set."""
     max_bad_items: Fraction = 0.8
     """Stop before training when more than this share of the items is neither a sample nor a duplicate."""
-    url_timeout_s: Positive = 60.0
+    url_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """For a picture by URL as a whole; for a tar or table by URL, of silence."""
-    url_max_bytes: Count = 2**40
+    url_max_bytes: Bytes = 2**40
     """Of one tar or table read by URL."""
     allow_private_addresses: bool = False
     """Read http(s) URLs that lead to loopback, private or link-local addresses."""
@@ -105,26 +112,26 @@ class TrainConfig:
     margin: Literal["arcface", "cosface", "sphereface", "cm1", "cm2", "softmax", "adaface", "magface"] = "arcface"
     margin_rad: Annotated[float, Field(ge=0, lt=3.14159)] = 0.5
     """The additive angular margin m of `arcface`. `adaface` and `magface` are as published for 0.5, and in proportion; the others have none."""
-    scale: Positive = 64.0
+    scale: Annotated[float, Field(gt=0, le=10_000)] = 64.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the identities that a step draws, beside those of its samples (Partial FC): for hundreds of thousands of identities and more."""
     filter_angle_deg: Degrees | None = None
     """A sample's loss leaves out other identities that are nearer than this; published runs on identities with second names use 66 (a cosine of 0.4)."""
-    epochs: Count = 20
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Positive = 0.1
+    epochs: Epochs = 20
+    batch_size: Batch = 128
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 0.1
     schedule: Literal["poly", "step"] = "poly"
-    milestones: tuple[Count, ...] = (8, 14)
+    milestones: tuple[Epochs, ...] = (8, 14)
     """Epochs at which the `step` schedule divides the rate by ten."""
-    warmup_epochs: NotNegative = 1.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=10_000)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NotNegative = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 5e-4
     grad_clip_norm: Positive = 5.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; vision transformers want `adamw`, with a rate of 0.001, weight decay 0.1 and momentum (its first beta) 0.9."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the backbone. `auto`: bfloat16 where a GPU has it, float16 on older ones, float32 on a processor."""
-    accumulation: Count = 1
+    accumulation: Annotated[int, Field(ge=1, le=2**17)] = 1
     """Parts of a batch taken one after the other, for batches that do not fit into memory; each has BatchNorm statistics of its own."""
     recompute: bool = False
     """Activation checkpointing: a third more time for much less memory. Changes no result."""
@@ -136,7 +143,7 @@ class TrainConfig:
     """Beside mirroring, which is always done."""
     augment_probability: Fraction = 0.2
     """Of each of `augment`, by itself."""
-    processes: Annotated[int, Field(ge=0)] = 0
+    processes: Workers = 0
     """Processes that share every batch; 0 is one per GPU, one without a GPU. Changes a result by rounding only."""
     sync_batchnorm: bool = True
     """BatchNorm over the batch of all processes. False is faster, and each process normalises its own part, as insightface does."""
@@ -148,7 +155,7 @@ class TrainConfig:
     """Identities with fewer usable samples are not trained on; they are judged all the same."""
     checkpoint_steps: Count = 2000
     """A checkpoint every so many steps, and at the end of every epoch."""
-    cache_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
+    cache_bytes: Annotated[int, Field(ge=0, le=2**50)] = 4 * 2**30
     """Decoded crops are kept in memory when all fit in this budget of the machine, once for each process; else every epoch streams the shards."""
     shuffle_buffer: Count = 20_000
     """Samples whose places are held for shuffling: shards are shuffled, joined to windows of so many samples, and each window is shuffled."""
@@ -161,7 +168,7 @@ class EmbedConfig:
     """One embedding per sample, averaged with its mirror image."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    batch_size: Count = 256
+    batch_size: Annotated[int, Field(ge=1, le=2**17)] = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +213,7 @@ class ExportConfig:
     """What goes into `clean/`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    samples_per_shard: Count = 10_000
+    samples_per_shard: ShardSize = 10_000
     apply_relabels: bool = False
     """Export samples with verdict `relabel` under the identity proposed for them."""
 
@@ -218,7 +225,7 @@ class EvaluateConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Share of the identities that no round trains on, so that pairs can be drawn from them."""
-    pairs: Annotated[int, Field(ge=20)] = 6000
+    pairs: Annotated[int, Field(ge=20, le=10**8)] = 6000
     folds: Annotated[int, Field(ge=2, le=100)] = 10
     bins: tuple[str, ...] = ()
     """insightface `.bin` verification files."""
@@ -229,13 +236,13 @@ class AuditConfig:
     """How much the audit pages show. Every identity is in their list."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    identities: Annotated[int, Field(ge=0)] = 2000
+    identities: Annotated[int, Field(ge=0, le=10**9)] = 2000
     """Identities whose page with faces is drawn beforehand, the noisiest first. `purify review` draws any other when it is asked for."""
     faces: Annotated[int, Field(ge=1, le=512)] = 16
     """Kept and removed faces shown per identity, each."""
-    inversions: Annotated[int, Field(ge=0)] = 24
+    inversions: Annotated[int, Field(ge=0, le=100_000)] = 24
     """Identities for which the face that the network imagines is drawn, the noisiest first; unless 0, also the names of the surest proposals to merge."""
-    inversion_steps: Annotated[int, Field(ge=0)] = 400
+    inversion_steps: Annotated[int, Field(ge=0, le=100_000)] = 400
     """Gradient steps of the inversion; 0 leaves it out."""
 
 
@@ -273,7 +280,7 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     rounds: Annotated[int, Field(ge=1, le=5)] = 2
     """1 is the paper's purification; each further round retrains with K = 1 on the kept and judges everything again."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Workers = 0
     """Processes for decoding and copying; 0 is one per core. Changes no result."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`."""

@@ -170,7 +170,10 @@ class _CleanPart:
 
 
 def export_clean(raw: Path, manifest: Path, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
-    """Receipt of `out`: clean shards, their twins, identities.parquet (class indices) and dataset.json (counts, SHA-256 per shard)."""
+    """Receipt of `out`: clean shards, their twins, identities.parquet (class indices) and dataset.json (counts, SHA-256 per shard).
+
+    Raises BadShard: when a raw shard is damaged; when clean shards that stand are used again, and one is gone or has another length.
+    """
     mark = _clean_mark(raw, manifest)
 
     def work(folder: Path) -> Counts:
@@ -197,7 +200,10 @@ def export_clean(raw: Path, manifest: Path, out: Path, config: Config, *, progre
         write_json(folder / "dataset.json", _dataset(facts, classes.num_rows, samples))
         return {"samples": samples, "identities": classes.num_rows, "shards": len(plan)}
 
-    return run_stage(out, stage="clean", mark=mark, work=work)
+    receipt = run_stage(out, stage="clean", mark=mark, work=work)
+    if receipt.reused:
+        shards.require_shards(out, "clean", receipt.counts["shards"])
+    return receipt
 
 
 def _dataset(facts: dict[str, dict[str, str]], identities: int, samples: int) -> dict[str, Any]:

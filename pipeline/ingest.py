@@ -31,7 +31,8 @@ _NOT_BAD = {"ok", "duplicate", "forgotten"}
 def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | None = None) -> Receipt:
     """Receipt of `out`, the raw shards of `crawl`.
 
-    Raises BadCrawl: when the crawl is not there, is empty, or has fewer than two identities with a usable sample.
+    Raises BadCrawl: when the crawl is not there, is empty, or has fewer than two identities with a usable sample. BadShard: when shards of an
+    earlier run are used again, and one is gone or has another length.
     """
     crawl = located(crawl)
     source = recognise(crawl, config.ingest)
@@ -68,6 +69,8 @@ def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | N
         return _seal(folder, crawl, config.ingest) | digests | {"grown_from": grown_from, "settings": same}
 
     receipt = run_stage(out, stage="ingest", mark=mark, work=work)
+    if receipt.reused:
+        shards.require_shards(out, "raw", receipt.counts["shards"])
     shutil.rmtree(planning)
     return receipt
 

@@ -73,7 +73,7 @@ def run_stage(out: Path, *, stage: str, mark: str, work: Callable[[Path], Counts
     with disk_watched(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.parent / f".{out.name}.partial-{mark[:16]}"
-        for other in (*out.parent.glob(f".{glob.escape(out.name)}.partial-*"), _old(out)):
+        for other in (*partials(out), _old(out)):
             if other != partial and other.is_dir():
                 remove(other)
         partial.mkdir(exist_ok=True)
@@ -102,6 +102,11 @@ def _fill(partial: Path, stage: str, mark: str, work: Callable[[Path], Counts]) 
     write_json(partial / NAME, {key: value for key, value in asdict(receipt).items() if key != "reused"})
     flush([partial])
     return receipt
+
+
+def partials(out: Path) -> list[Path]:
+    """The folders in which an output of this name was begun and not finished."""
+    return sorted(out.parent.glob(f".{glob.escape(out.name)}.partial-*"))
 
 
 def _old(out: Path) -> Path:

@@ -167,6 +167,24 @@ def diff(one: Path, other: Path) -> pa.Table:
         ).to_arrow_table()
 
 
+SHARED = 0.5
+"""Runs of one crawl share at least this of the smaller one, even when it has grown or been cleared."""
+
+
+def unlike(differences: pa.Table) -> str | None:
+    """What to tell the reader of a `diff` of two runs that hardly share an item; None when they do. Boundary: exactly SHARED is enough."""
+    shared, one, other = (
+        sum(row["items"] for row in differences.to_pylist() if all(row[status] is not None for status in needed))
+        for needed in (("status", "other_status"), ("status",), ("other_status",))
+    )
+    if shared >= SHARED * min(one, other):
+        return None
+    return (
+        f"Only {shared:,} items are in both runs, of {one:,} and {other:,}: these are runs of different crawls, or of one crawl from different "
+        "places, and the counts say little. An item is the same when its identity and its source_uri are; `purify inspect CRAWL` shows both."
+    )
+
+
 def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | None]]]]:
     """(view, schema, its files, each with its round)."""
     layout = RunLayout(run)

@@ -170,6 +170,17 @@ def check_shard(tar: Path, *, deep: bool = False) -> dict[str, str]:
     return facts
 
 
+def require_shards(folder: Path, prefix: str, count: object) -> None:
+    """Raise BadShard unless a finished folder has `count` shards, each of the length that its twin says: a look at each, no tar is read."""
+    stems = shard_stems(folder, prefix)
+    if len(stems) != count:
+        raise BadShard(
+            f"{folder} has {len(stems)} shards with a twin, and had {count}. Remove {folder} and run again: it will be made anew."
+        )
+    for stem in stems:
+        check_shard(folder / f"{stem}.tar")
+
+
 class CropReader:
     """Bytes of crops, read at their offsets; safe to call from several threads. The tar is checked first, as by `check_shard`."""
 

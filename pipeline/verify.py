@@ -22,7 +22,7 @@ from pipeline.errors import BadInput
 from pipeline.fanout import fan_out
 from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, name_hash
 from pipeline.places import Location, join
-from pipeline.receipts import Progress
+from pipeline.receipts import Progress, partials
 from pipeline.sources.base import uri_text
 
 DATASET = "dataset.json"
@@ -45,7 +45,9 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
     """
     root = places.located(place)
     if not places.is_folder(root, READ):
-        raise BadInput(f"There is no folder at {place}. Give a run, or a folder of shards.")
+        raise BadInput(f"There is no folder at {place}. {_begun(place)}Give a run, or a folder of shards.")
+    if ".partial-" in Path(str(place)).name:
+        raise BadInput(f"{place} is not finished. Give the command that began it again: it goes on, and gives the folder its name.")
     is_run = places.facts(join(root, "run.json"), READ) is not None
     parts = [f"{name}/" for name in ("raw", "clean") if places.is_folder(join(root, name), READ)] if is_run else [""]
     folders = [_Folder.of(join(root, part.rstrip("/"))) for part in parts]
@@ -62,6 +64,13 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
             found += _counts(folder) + _not_told_of(folder, mine)
         whole.findings += sorted(Finding(part + one.name, one.what) for one in found)
     return whole
+
+
+def _begun(place: Location) -> str:
+    """What to say of an export that was to be there."""
+    if places.is_remote(place) or not (found := partials(Path(places.located(place)))):
+        return ""
+    return f"An export to it was begun and not finished ({found[0]}): give its command again, and it goes on. "
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline import receipts
-from pipeline.errors import BadConfig, BadInput
+from pipeline.errors import BadConfig, BadInput, BadShard
 from pipeline.exporters import EXPORTERS, recordio, stream
 from pipeline.exporters.base import FileFacts, Job, Wanted, hand_over
 from pipeline.exporters.plan import Plan, make_plan
@@ -47,7 +47,8 @@ def export_to(
     `out` may be the URL of a store: then parts are made in a folder inside of `work`, a place on a disk, and moved as they are proven; there
     is nothing to rename in a store, so dataset.json comes last, and an export without it is not finished.
     Raises BadConfig: for settings without sense. BadInput: when `out` holds anything but an earlier export of this form, when no sample is
-    left, and when a store does not take it. NoSpace: before anything is written. BadShard: when a clean shard is damaged.
+    left, and when a store does not take it. NoSpace: before anything is written. BadShard: when a clean shard is damaged,
+    or an export that is finished lacks a file.
     """
     wanted = _checked(wanted)
     stage = f"export {wanted.form}"
@@ -64,7 +65,19 @@ def export_to(
             shutil.rmtree(folder / rest, ignore_errors=True)
         return _counts(json.loads((folder / DATASET).read_text("utf-8")))
 
-    return run_stage(out, stage=stage, mark=mark, work=write)
+    receipt = run_stage(out, stage=stage, mark=mark, work=write)
+    if receipt.reused:
+        _require_files(out)
+    return receipt
+
+
+def _require_files(out: Path) -> None:
+    for file in json.loads((out / DATASET).read_text("utf-8"))["files"]:
+        path = out / file["name"]
+        size = path.stat().st_size if path.exists() else None
+        if size != file["bytes"]:
+            what = "is gone" if size is None else f"has {size:,} bytes, and {file['bytes']:,} were written"
+            raise BadShard(f"{path} {what} since this export was finished. Remove {out} and give the same command again.")
 
 
 def _into_store(

@@ -57,17 +57,25 @@ def read_pairs(path: Path, name: str) -> PairSet:
         return PairSet(faces, number_N, len(images), number_N[0::2], number_N[1::2], np.array(flags))
     if not path.exists():
         raise BadInput(f"There is nothing at {path}. {name} wants a .bin file, or a folder or tar of aligned crops with {PAIRS}.")
+    if path.is_file() and path.suffix != ".tar":
+        raise BadInput(
+            f"{path} is no pair set: {name} wants insightface's .bin file, or a folder with {PAIRS} and the pictures Name/Name_0001.jpg, or a .tar "
+            f"of these with {PAIRS} beside it. data/protocols/README.md says more."
+        )
     text = path / PAIRS if path.is_dir() else path.with_name(PAIRS)
+    if not text.is_file():
+        where = "in that folder, with the pictures Name/Name_0001.jpg" if path.is_dir() else "beside the .tar"
+        raise BadInput(
+            f"There is no {text}: {name} wants the list of its pairs {where}, or insightface's .bin file instead. data/protocols/README.md says more."
+        )
     listed = read_pair_list(text)
     keys = sorted({*listed.left, *listed.right})
     place = {key: number for number, key in enumerate(keys)}
     if path.is_dir():
         suffix = next((suffix for suffix in _SUFFIXES if (path / file_name(*keys[0], suffix)).is_file()), _SUFFIXES[0])
         faces = in_folder(path, [file_name(*key, suffix) for key in keys])
-    elif path.suffix == ".tar":
-        faces = in_tar(path, [file_name(*key, _SUFFIXES[0]) for key in keys])
     else:
-        raise BadInput(f"{path} is no .bin file, no .tar and no folder. {name} wants one of these; data/protocols/README.md says more.")
+        faces = in_tar(path, [file_name(*key, _SUFFIXES[0]) for key in keys])
     left, right = (np.array([place[key] for key in side], np.int64) for side in (listed.left, listed.right))
     return PairSet(faces, np.arange(len(keys)), len(keys), left, right, np.array(listed.genuine), listed.folds)
 

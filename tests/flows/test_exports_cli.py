@@ -1,5 +1,7 @@
 """`purify export --to` from the command line, where nothing has to be made anew and so Prefect is not started."""
 
+import errno
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from flows import cli
 from flows.exports import parsed_bytes
 from pipeline.decisions import decide
 from pipeline.errors import BadConfig
+from pipeline.exporters import stream
 from pipeline.layout import RunLayout
 from tests.pipeline.clean_run import planted, write_clean_run
 from tests.pipeline.fake_run import key_of
@@ -58,6 +61,46 @@ def test_an_export_is_counted_and_then_written(run: RunLayout, tmp_path: Path, c
     assert pq.read_table(out / "data", columns=["sample_id"]).num_rows == 24 and len(list(out.glob("data/train-*.parquet"))) == 5
     assert "already done" in said(capsys, *words)
     assert "prefect" not in vars(sys.modules["flows.exports"])
+
+
+def test_an_export_that_stops_says_where_it_stands_and_how_it_goes_on(
+    run: RunLayout, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "an export"
+    words = ("export", str(run.root), "--to", "parquet", "--out", str(out), "--samples-per-shard", "5", "--workers", "1")
+    with monkeypatch.context() as patch:
+        write, written = stream.write_json, []
+
+        def fails(path: Path, value: object) -> None:
+            if written:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(path)
+            write(path, value)
+
+        patch.setattr(stream, "write_json", fails)
+        text = said(capsys, *words, code=1)
+    [partial] = tmp_path.glob(".an export.partial-*")
+    assert f"stands in {partial} The same command goes on from there. To give it up: rm -r '{partial}'" in text and "is full" in text
+    assert f"begun and not finished ({partial}): give its command again" in said(capsys, "verify", str(out), code=1)
+    assert "is not finished. Give the command that began it again" in said(capsys, "verify", str(partial), code=1)
+    said(capsys, *words)
+    assert not partial.exists() and "all as they should be" in said(capsys, "verify", str(out))
+    [first, *_] = out.glob("data/*.parquet")
+    first.write_bytes(first.read_bytes()[:-1])
+    assert f"{first} has {first.stat().st_size:,} bytes, and {first.stat().st_size + 1:,} were written" in said(capsys, *words, code=1)
+    first.unlink()
+    assert f"{first} is gone since this export was finished. Remove {out}" in said(capsys, *words, code=1)
+
+
+def test_a_run_with_an_unfinished_export_in_it_is_as_it_was(run: RunLayout, capsys: pytest.CaptureFixture[str]) -> None:
+    partial = run.root / ".mine.partial-0123456789abcdef" / "data"
+    partial.mkdir(parents=True)
+    (partial / "train-000000.parquet").write_bytes(b"PAR1 half")
+    try:
+        assert "Finished." in said(capsys, "status", str(run.root))
+        assert "all as they should be" in said(capsys, "verify", str(run.root))
+    finally:
+        shutil.rmtree(partial.parent)
 
 
 def test_what_is_missing_or_stale_is_said(tmp_path: Path, run: RunLayout, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,10 @@ def test_workers_and_repetition_change_no_byte(tiny_crawl: tuple[Path, Path], tm
     assert len(names) > 6
     assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes() for name in names)
     assert ingest(tiny_crawl[0], tmp_path / "1", CONFIG).reused
+    tar = tmp_path / "1" / "raw-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    with pytest.raises(BadShard, match=r"raw-000000.tar has \d+ bytes, its sidecar says"):
+        ingest(tiny_crawl[0], tmp_path / "1", CONFIG)
 
 
 def test_tars_give_the_same_samples_as_folders(tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_a_pair_list_that_is_damaged_or_hostile_is_told_by_its_line(tmp_path: Pa
         read_pair_list(tmp_path / "pairs.txt")
 
 
+def test_a_path_that_is_no_pair_set_is_told_what_one_is(tmp_path: Path) -> None:
+    (tmp_path / "somefile").write_bytes(b"x")
+    with pytest.raises(
+        BadInput, match=r"somefile is no pair set: lfw wants insightface's .bin file, or a folder with pairs.txt and the pictures"
+    ):
+        open_set("lfw", tmp_path / "somefile")
+    with pytest.raises(BadInput, match=r"There is no .*/pairs.txt: lfw wants the list of its pairs in that folder, with the pictures"):
+        open_set("lfw", tmp_path)
+    with tarfile.open(tmp_path / "crops.tar", "w"):
+        pass
+    with pytest.raises(BadInput, match=r"There is no .*/pairs.txt: lfw wants the list of its pairs beside the .tar, or insightface's .bin"):
+        open_set("lfw", tmp_path / "crops.tar")
+
+
 def test_missing_pictures_are_named(copy: Callable[[str], Path]) -> None:
     root = copy("lfw")
     lost = next(iter(sorted((root / "Person_03").glob("*.jpg"))))

@@ -54,6 +54,26 @@ def test_places_that_are_not_in_the_tar_are_refused(tar: tuple[Path, list[int], 
             list(proven_crops(path, np.array(places), np.array(sizes)))
 
 
+def test_finished_shards_are_used_again_only_when_they_are_there_in_their_length(tmp_path: Path) -> None:
+    layout = write_clean_run(tmp_path / "run")
+    assert export_clean(layout.raw, layout.manifest, layout.clean, config()).reused
+    tar = layout.clean / "clean-000001.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-512])
+    with pytest.raises(
+        BadShard, match=rf"clean-000001.tar has {len(whole) - 512} bytes, its sidecar says {len(whole)}. Remove .*/clean and run"
+    ):
+        export_clean(layout.raw, layout.manifest, layout.clean, config())
+    tar.unlink()
+    with pytest.raises(BadShard, match=r"clean-000001.tar is gone, though its twin is there. Remove .*/clean and run again"):
+        export_clean(layout.raw, layout.manifest, layout.clean, config())
+    tar.with_suffix(".parquet").unlink()
+    with pytest.raises(BadShard, match=r"/clean has 6 shards with a twin, and had 7. Remove .*/clean and run again"):
+        export_clean(layout.raw, layout.manifest, layout.clean, config())
+    shutil.rmtree(layout.clean)  # as it says
+    assert not export_clean(layout.raw, layout.manifest, layout.clean, config()).reused and tar.read_bytes() == whole
+
+
 def test_a_flipped_bit_anywhere_in_a_raw_shard_stops_the_export(tmp_path: Path) -> None:
     layout = write_clean_run(tmp_path / "run")
     tars = [layout.raw / f"{stem}.tar" for stem in shard_stems(layout.raw)]

@@ -123,6 +123,16 @@ def test_defaults_are_the_papers() -> None:
         (["train.batch_size"], "takes NAME=VALUE"),
         (["train.learning_rate=nan"], r"'train\.learning_rate'"),
         (["isolate=3"], "'isolate'"),
+        (["train.batch_size=1000000000000"], r"'train\.batch_size'.*less than or equal to 131072; got 1000000000000"),
+        (["embed.batch_size=1000000000"], r"'embed\.batch_size'.*less than or equal to 131072"),
+        (["train.epochs=-1"], r"'train\.epochs'.*greater than or equal to 1; got -1"),
+        (["train.epochs=1000000"], r"'train\.epochs'.*less than or equal to 10000"),
+        (["train.input_px=1000000"], r"'train\.input_px'.*less than or equal to 112"),
+        (["ingest.min_side_px=1000000"], r"'ingest\.min_side_px'.*less than or equal to 10000"),
+        (["ingest.samples_per_shard=0"], r"'ingest\.samples_per_shard'.*greater than or equal to 1"),
+        (["export.samples_per_shard=1000000000"], r"'export\.samples_per_shard'.*less than or equal to 1000000"),
+        (["workers=1000000"], r"'workers'.*less than or equal to 4096"),
+        (["train.scale=inf"], r"'train\.scale'.*less than or equal to 10000"),
     ],
 )
 def test_senseless_settings_are_named(overrides: list[str], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline import tables
 from pipeline.errors import BadInput, SchemaMismatch
 from pipeline.layout import RunLayout
-from pipeline.report import diff, open_run, query, report, saved_queries, why
+from pipeline.report import diff, open_run, query, report, saved_queries, unlike, why
 from tests.pipeline.fake_run import Planted, write_run
 
 ADA = [Planted(identity="Ada", angle_deg=float(angle)) for angle in (20, 62, 75)]
@@ -203,6 +203,24 @@ def test_two_runs_are_compared_item_by_item(run: Path, tmp_path: Path) -> None:
     found = {(row["verdict"], row["other_verdict"]): row["items"] for row in diff(run, write_run(tmp_path / "b", changed)).to_pylist()
              if row["verdict"] != row["other_verdict"]}  # fmt: skip
     assert found == {("keep", "drop"): 1, ("drop", None): 1}
+
+
+def test_runs_of_different_crawls_are_said_to_be(run: Path, tmp_path: Path) -> None:
+    others = [Planted(identity=name, angle_deg=20.0) for name in ("Zoe", "Yan", "Xia")]
+    found = unlike(diff(run, write_run(tmp_path / "other", others)))
+    assert found is not None and found.startswith(
+        f"Only 0 items are in both runs, of {len(PLANTED)} and 3: these are runs of different crawls"
+    )
+    assert unlike(diff(run, run)) is None
+    assert unlike(diff(run, write_run(tmp_path / "grown", [*PLANTED, *others * 9]))) is None, "a crawl that grew"
+
+
+def test_half_of_the_smaller_run_is_enough() -> None:
+    def told(both: int, one: int, other: int) -> pa.Table:
+        rows = [("ok", "ok", both), ("ok", None, one), (None, "ok", other)]
+        return pa.Table.from_pylist([{"status": first, "other_status": second, "items": items} for first, second, items in rows])
+
+    assert unlike(told(5, 5, 100)) is None and "Only 4 items are in both runs, of 10 and 104" in (unlike(told(4, 6, 100)) or "")
 
 
 def test_groups_and_sources_count_what_is_known_and_nothing_else(tmp_path: Path) -> None:

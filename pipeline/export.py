@@ -4,7 +4,6 @@ A sample's place in `clean/` is its rank among the exported ones in manifest ord
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,9 +266,3 @@ def _proven(rows: pa.Table, raw: Path) -> Iterator[list[memoryview]]:
         places = rows.slice(first, count)
         yield from proven_crops(raw / f"{stem}.tar", places["crop_offset"].to_numpy(), places["crop_size"].to_numpy())
         first += count
-
-
-def read_dataset(clean: Path) -> dict[str, Any]:
-    """dataset.json of a clean folder."""
-    facts: dict[str, Any] = json.loads((clean / "dataset.json").read_text("utf-8"))
-    return facts

@@ -1,10 +1,8 @@
 """Sub-center ArcFace on the identities as crawled (round 1, K sub-centers), or on what the round before kept (K = 1)."""
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -160,9 +158,3 @@ def read_classes(train_folder: Path) -> tuple[list[str], Tensor]:
     classes = pq.read_table(train_folder / "classes.parquet")
     names: list[str] = classes["identity"].to_pylist()
     return names, load_tensors(train_folder / "head.safetensors")["centers"]
-
-
-def model_facts(train_folder: Path) -> dict[str, Any]:
-    """model.json of a finished training."""
-    facts: dict[str, Any] = json.loads((train_folder / "model.json").read_text("utf-8"))
-    return facts

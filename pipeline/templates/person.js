@@ -32,7 +32,7 @@
     if (given.length === 0) return null;
     const all = given.flatMap((verdict) => person.strip[verdict].map(([degree]) => degree));
     const first = Math.floor(Math.min(...all) / 10) * 10, last = Math.max(first + 20, Math.ceil((Math.max(...all) + 1) / 10) * 10);
-    const width = 640, lane = 40, left = 96, x = (degree) => left + ((degree - first) / (last - first)) * (width - left - 12);
+    const width = 640, lane = 40, left = 96, right = width - 22, x = (degree) => left + ((degree - first) / (last - first)) * (right - left);
     const most = Math.max(...given.flatMap((verdict) => person.strip[verdict].map(([, samples]) => samples)));
     const chart = svg("svg", { class: "chart strip", role: "img", viewBox: `0 0 ${width} ${given.length * lane + 34}` });
     const told = svg("title");
@@ -41,7 +41,7 @@
     given.forEach((verdict, at) => {
       const base = (at + 1) * lane, name = svg("text", { x: 0, y: base - 8 });
       name.textContent = `${SIGNS[verdict]} ${verdict}`;
-      chart.append(name, svg("line", { class: "grid", x1: left, x2: width - 12, y1: base, y2: base }));
+      chart.append(name, svg("line", { class: "grid", x1: left, x2: right, y1: base, y2: base }));
       for (const [degree, samples] of person.strip[verdict])
         chart.append(svg("circle", { class: verdict, cx: x(degree + 0.5).toFixed(1), cy: base - 8, r: (2.5 + 6 * Math.sqrt(samples / most)).toFixed(1) }));
     });

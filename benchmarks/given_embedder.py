@@ -28,6 +28,7 @@ from pipeline.centers import find_centers
 from pipeline.config import load
 from pipeline.isolate import isolate
 from pipeline.receipts import run_stage
+from pipeline.shards import write_twin
 
 PER_SHARD = 10_000
 ONE_BY_ONE = 2_000
@@ -67,7 +68,7 @@ def write_round(root: Path, identities: list[str], shards: Iterator[np.ndarray],
             items = {name: pa.nulls(len(vectors), tables.ITEMS.field(name).type) for name in tables.ITEMS.names}
             items |= {"sample_id": keys[rows], "identity": identities[rows], "source_uri": uris[rows], "status": ["ok"] * len(vectors)}
             items |= {"shard": [f"raw-{number:06d}"] * len(vectors)}
-            pq.write_table(pa.table(items, schema=tables.ITEMS), root / "raw" / f"raw-{number:06d}.parquet")
+            write_twin(root / "raw" / f"raw-{number:06d}.parquet", pa.table(items, schema=tables.ITEMS), {"tar_sha256": "no tar"})
 
     def embedder(out: Path) -> None:
         (out / "model.onnx").write_bytes(b"")

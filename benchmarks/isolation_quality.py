@@ -36,6 +36,7 @@ from pipeline.isolate import isolate
 from pipeline.layout import RunLayout
 from pipeline.models import save_tensors
 from pipeline.receipts import run_stage
+from pipeline.shards import write_twin
 from pipeline.train import read_classes
 
 AT_LEAST = 10
@@ -135,7 +136,7 @@ def judged_by_us(case: Case, root: Path) -> Case:
         pq.write_table(pa.Table.from_pylist(rows, schema=tables.IDENTITIES), out / "identities.parquet")
         items = [{name: None for name in tables.ITEMS.names} | {"sample_id": k, "identity": i, "source_uri": u, "shard": "raw-000000", "status": "ok"}
                  for k, i, u in zip(keys, identities, uris, strict=True)]  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(items, schema=tables.ITEMS), out / "raw-000000.parquet")
+        write_twin(out / "raw-000000.parquet", pa.Table.from_pylist(items, schema=tables.ITEMS), {"tar_sha256": "no tar"})
 
     def train(out: Path) -> None:
         rows = [{"class_index": at, "identity": name, "samples": counts[at]} for at, name in enumerate(names)]

@@ -37,6 +37,7 @@ from pipeline.isolate import isolate
 from pipeline.models import save_tensors
 from pipeline.receipts import run_stage
 from pipeline.report import report
+from pipeline.shards import write_twin
 from pipeline.threads import one_thread
 
 PER_IDENTITY = 20
@@ -109,7 +110,7 @@ def make(root: Path, samples: int, dim: int) -> None:
             known = {"identity": names[rows // PER_IDENTITY], "source_uri": [f"{row:09d}" for row in rows], "status": ["ok"] * len(rows)}
             columns = [pa.array(known[f.name]) if f.name in known else pa.array(["x"] * len(rows)) if not f.nullable else pa.nulls(len(rows), f.type)
                        for f in tables.ITEMS]  # fmt: skip
-            pq.write_table(pa.Table.from_arrays(columns, schema=tables.ITEMS), folder / f"raw-{number:06d}.parquet")
+            write_twin(folder / f"raw-{number:06d}.parquet", pa.Table.from_arrays(columns, schema=tables.ITEMS), {"tar_sha256": "no tar"})
 
     def train(folder: Path) -> None:
         classes = pa.table(

@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-from pipeline import shards
 from pipeline.config import Config, EmbedderConfig, as_dict
 from pipeline.embedders import load_embedder, locate
 from pipeline.errors import BadConfig
 from pipeline.models import pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, run_stage, write_json
+from pipeline.sums import file_sha256
 
 VERSION = 1
 
@@ -21,7 +21,7 @@ def adopt(out: Path, config: Config, *, progress: Progress | None = None) -> Rec
     if config.train.init is not None:
         raise BadConfig("embedder.model stands in for training, and train.init begins one. Give either --embedder or --init.")
     path, settings = locate(Path(config.embedder.model or ""), config.embedder)
-    mark = fingerprint("adopt", VERSION, _told(settings), model=shards.file_sha256(path))
+    mark = fingerprint("adopt", VERSION, _told(settings), model=file_sha256(path))
 
     def work(folder: Path) -> Counts:
         embedder = load_embedder(path, pick_device(config.device), settings)

@@ -21,6 +21,8 @@ from pipeline.pages.text import page
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.report import open_run
 from pipeline.run_folder import versions
+from pipeline.shards import shard_stems
+from pipeline.sums import prove_twins
 
 VERSION = 5
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -94,8 +96,10 @@ def write_audit(
     `why_no_inversion`: said where none is drawn.
     `settings`: those of the run, to show.
     What stands in `out` from an attempt before is not made again.
-    Raises BadInput without a manifest, BadShard for a crop that is not where its row says.
+    Raises BadInput without a manifest, BadShard for a crop that is not where its row says, and for rows that are not those that were written.
     """
+    raw = RunLayout(run).raw
+    prove_twins(raw, shard_stems(raw))
     with open_run(run) as db:
         facts = overview(db, run)
     everyone = people.ranked(run)

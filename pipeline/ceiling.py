@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.receipts import Counts, Progress, fingerprint, mark_of, run_stage
+from pipeline.sums import file_sha256
 from pipeline.train import train
 
 VERSION = 1
@@ -52,4 +53,4 @@ def _keep_true(raw: Path, truth: Path, out: Path) -> None:
             pq.write_table(table, folder / f"{stem}.parquet")
         return {"kept": kept}
 
-    run_stage(out, stage="truth", mark=fingerprint("truth", VERSION, {}, raw=mark_of(raw), truth=shards.file_sha256(truth)), work=work)
+    run_stage(out, stage="truth", mark=fingerprint("truth", VERSION, {}, raw=mark_of(raw), truth=file_sha256(truth)), work=work)

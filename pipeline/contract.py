@@ -37,7 +37,7 @@ evaluation protocols (`protocols/`); no Python. `runs/` and `crawls/` are yours,
 RUN/
   run.json          crawl, settings, versions, run id, warnings, counts, seconds and rates per stage
   history/          000001-<run id>.json ...: what each finished run came to; the run id is the start of the manifest's fingerprint
-  raw/              raw-000000.tar, its twin raw-000000.parquet (items) ..., identities.parquet
+  raw/              raw-000000.tar, its twin raw-000000.parquet (items), raw-000000.sha256 of both ..., identities.parquet
   embedder/         a model that was given in place of training (model.onnx ...), and model.json
   rounds/1/         train/ (backbone.safetensors, head.safetensors, classes.parquet, metrics.parquet, model.json),
                     embeddings/raw-*.parquet, noise/raw-*.parquet, noise/judge.json, noise/proposals.parquet,
@@ -46,7 +46,7 @@ RUN/
   protected/        contamination.parquet, when `protect.sets` names evaluation sets
   decisions/        a Parquet file per act of a person, never rewritten but by `purify forget`
   forgotten/        a Parquet file of keyed hashes per `purify forget`, and their key
-  clean/            clean-000000.tar, its twin ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
+  clean/            clean-000000.tar, its twin, clean-000000.sha256 ..., identities.parquet, dataset.json (SHA-256 per shard); copy this one folder
   evaluation/       metrics.parquet, differences.parquet, roc.parquet, scores.parquet
   audit/            index.html, identity.html, data/, sheets/, inversions/: opens from disk, without a network
 ```

@@ -23,6 +23,7 @@ from pipeline.forgotten import Forgotten, plain
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.receipts import write_json
 from pipeline.replace import Replacement
+from pipeline.sums import sums_of
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def _raw_shard(twin: Path, forgotten: Forgotten) -> Iterator[Edit]:
         return
 
     def write(into: Replacement) -> None:
-        tar, facts, table = twin.with_suffix(".tar"), shards.read_facts(twin), found.table
+        tar, facts, table = twin.with_suffix(".tar"), shards.check_shard(twin.with_suffix(".tar")), found.table
         if found.crops or found.hid_uris:
             facts, offsets = scrub.rewrite_tar(tar, into.to(tar), forgotten)
             table = scrub.moved_crops(table, offsets)
-        shards.write_twin(into.to(twin), table, facts)
+        _write_twin(into, twin, table, facts)
 
     yield Edit("raw shards", write, found.gone, found.crops, found.others)
 
@@ -94,13 +95,18 @@ def _clean_shard(twin: Path, forgotten: Forgotten) -> Iterator[Edit]:
     def write(into: Replacement) -> None:
         tar = twin.with_suffix(".tar")
         if found.table.num_rows == 0:
-            into.remove(tar)
-            into.remove(twin)
+            for path in (tar, twin, sums_of(twin)):
+                into.remove(path)
             return
         facts, offsets = scrub.rewrite_tar(tar, into.to(tar), forgotten)
-        shards.write_twin(into.to(twin), scrub.moved_crops(found.table, offsets), facts)
+        _write_twin(into, twin, scrub.moved_crops(found.table, offsets), facts)
 
     yield Edit("clean shards", write, found.gone, found.gone, found.others)
+
+
+def _write_twin(into: Replacement, twin: Path, table: pa.Table, facts: dict[str, str]) -> None:
+    text = shards.write_rows(into.to(twin), table, facts, twin.stem)
+    into.to(sums_of(twin)).write_text(text)
 
 
 def _dataset(clean: Path, forgotten: Forgotten) -> Iterator[Edit]:

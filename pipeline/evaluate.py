@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from arcface_core.angles import rowwise_cosine
 from arcface_core.protocols.verification import genuine_impostor_pairs
-from pipeline import shards
 from pipeline.centers import is_given
 from pipeline.config import Config, as_dict
 from pipeline.duck import every
@@ -28,6 +27,7 @@ from pipeline.models import pick_device
 from pipeline.protocols.pairs import VERSION as PROTOCOL
 from pipeline.protocols.pairs import PairSet
 from pipeline.receipts import Counts, Progress, Receipt, fingerprint, mark_of, run_stage
+from pipeline.sums import file_sha256
 from pipeline.train import held_out
 
 VERSION = 2
@@ -43,7 +43,7 @@ def evaluate(raw: Path, rounds: list[RoundLayout], out: Path, config: Config, *,
         if not path.is_file():
             raise BadInput(f"There is no verification file {path}. Check evaluate.bins.")
     inputs = {f"round{layout.number}": mark_of(layout.noise) + mark_of(layout.train) for layout in rounds}
-    inputs |= {f"bin{number}": shards.file_sha256(path) for number, path in enumerate(bins)}
+    inputs |= {f"bin{number}": file_sha256(path) for number, path in enumerate(bins)}
     mark = fingerprint("evaluate", VERSION, as_dict(config.evaluate) | {"seed": config.seed}, raw=mark_of(raw), **inputs)
 
     def work(folder: Path) -> Counts:

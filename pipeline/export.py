@@ -22,9 +22,10 @@ from pipeline.fanout import fan_out
 from pipeline.layout import RunLayout
 from pipeline.proven import proven_crops
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, read, run_stage, write_json
+from pipeline.sums import prove_twin
 
 VERSION = 2
-CLEAN_VERSION = 4
+CLEAN_VERSION = 5
 
 
 def write_manifest(
@@ -53,6 +54,7 @@ def write_manifest(
         stems = shards.shard_stems(raw)
         verdicts: dict[str, int] = dict.fromkeys(tables.VERDICTS, 0)
         for position, stem in enumerate(stems):
+            prove_twin(raw / f"{stem}.parquet")
             part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config, decided, matches)
             rank += part.num_rows - part["clean_shard"].null_count
             for name in part["verdict"].to_pylist():

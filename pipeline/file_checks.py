@@ -15,9 +15,11 @@ from pipeline import places, tars
 from pipeline.config import IngestConfig
 from pipeline.places import join
 from pipeline.sources.base import unreadable, uri_text
+from pipeline.sums import sums_text
 
 READ = IngestConfig()
 _CHUNK = 4 * 2**20
+_LONGEST_SUMS = 4096
 _SIDECAR = ("num_samples", "tar_bytes", "tar_sha256")
 
 
@@ -36,8 +38,8 @@ class Expected:
 
     place: str
     name: str
-    kind: Literal["tar", "parquet", "pictures", "lines", "bytes", "table"]
-    """`table`: a Parquet file of which nothing is told; it has to be readable to its end."""
+    kind: Literal["tar", "twin", "parquet", "pictures", "lines", "bytes", "table"]
+    """`twin`: of a raw or clean tar, with its SHA-256 beside it. `table`: a Parquet file of which nothing is told; it has to be readable to its end."""
     bytes: int | None = None
     sha256: str | None = None
     samples: int | None = None
@@ -77,6 +79,9 @@ def _check(one: Expected) -> Checked:
         wrong.append("has another SHA-256 than is told of")
     if one.kind == "tar":
         wrong += _sidecar(one, size, sha256)
+    if one.kind == "twin":
+        length, found = _sums(one, sha256)
+        return Checked(2, size + length, found)
     if one.kind == "lines" and lines != one.samples:
         wrong.append(f"has {lines} lines, {one.samples} samples are told of")
     if one.kind == "table":
@@ -176,6 +181,23 @@ def _sidecar(one: Expected, size: int, sha256: str) -> list[str]:
     if one.samples is not None and samples != str(one.samples):
         wrong.append(f"has {samples} samples by its sidecar, {one.samples} by dataset.json")
     return wrong
+
+
+def _sums(one: Expected, sha256: str) -> tuple[int, list[Finding]]:
+    """(bytes of the sums, what is wrong) with a twin by the sums beside it, and with these by the twin's sidecar, which its tar is held against."""
+    stem = one.name.removesuffix(".parquet")
+    try:
+        with places.open_file(join(one.place, f"{stem}.sha256"), READ) as file:
+            told = file.read(_LONGEST_SUMS)
+    except FileNotFoundError:
+        return 0, [Finding(uri_text(f"{stem}.sha256"), "is not there")]
+    if f"{sha256}  {stem}.parquet\n".encode() not in told:
+        return len(told), [Finding(uri_text(one.name), "has another SHA-256 than is told of")]
+    with places.open_seekable(join(one.place, one.name), READ) as twin:
+        metadata = pq.ParquetFile(twin).schema_arrow.metadata or {}
+    if told != sums_text(stem, metadata.get(b"tar_sha256", b"").decode(), sha256).encode():
+        return len(told), [Finding(uri_text(f"{stem}.sha256"), "tells of another tar than the sidecar does")]
+    return len(told), []
 
 
 def leads_out(name: str) -> bool:

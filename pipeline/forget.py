@@ -31,7 +31,7 @@ from pipeline.wanted import Found, find, require_found, rows_of, wanted_of
 
 _OURS = re.compile(
     r"\.lock|\.status\.json|run\.json|history/[^/]+\.json|forgotten/(key|[^/]+\.(parquet|json))|decisions/[^/]+\.parquet|audit/.*|(.*/)?_receipt\.json"
-    r"|raw/(raw-\d+\.(tar|parquet)|(identities|listing)\.parquet)|clean/(clean-\d+\.(tar|parquet)|identities\.parquet|dataset\.json)"
+    r"|raw/(raw-\d+\.(tar|parquet|sha256)|(identities|listing)\.parquet)|clean/(clean-\d+\.(tar|parquet|sha256)|identities\.parquet|dataset\.json)"
     r"|manifest/part-\d+\.parquet|protected/contamination\.parquet|evaluation/((metrics|differences|roc|scores)\.parquet|[^/]+\.svg)"
     r"|rounds/\d+/(embeddings/raw-\d+\.parquet|noise/(raw-\d+\.parquet|proposals\.parquet|judge\.json|centers\.safetensors)"
     r"|train/((backbone|head)\.safetensors|classes\.parquet|metrics\.parquet|model\.(json|onnx|safetensors|pt|pth)))"

@@ -15,6 +15,7 @@ from pipeline.config import IngestConfig
 from pipeline.duck import literal, spilling
 from pipeline.receipts import atomic, link
 from pipeline.sources.base import Growth, unit_of
+from pipeline.sums import prove_twins
 
 LISTING = "listing.parquet"
 _KINDS = ("vanished", "returned", "changed")
@@ -50,6 +51,7 @@ def take_over(old: Path, plan: Path, folder: Path, growth: Growth, config: Inges
         new.write_parquet(str(plan / "new.parquet"))
         slices = growth.narrow(plan, plan / "new.parquet", config)
         growth.write_units(plan, plan / "units.parquet", config)
+        prove_twins(old, stems)
         for stem in stems:
             link(old / f"{stem}.tar", folder / f"{stem}.tar")
             if not (folder / f"{stem}.parquet").exists():
@@ -58,6 +60,7 @@ def take_over(old: Path, plan: Path, folder: Path, growth: Growth, config: Inges
                     has_one = db.execute("SELECT count(*) = 1 FROM fates WHERE shard = ?", [_number(stem)]).fetchall()[0][0]
                     _write_fates(old / f"{stem}.parquet", folder / f"{stem}.parquet", found, first, is_one_unit=bool(has_one))
                 else:
+                    link(old / f"{stem}.sha256", folder / f"{stem}.sha256")
                     link(old / f"{stem}.parquet", folder / f"{stem}.parquet")
         with atomic(folder / LISTING) as temporary:
             listed = db.sql(

@@ -31,6 +31,7 @@ from pipeline.models import pick_device, save_tensors
 from pipeline.proposals import overlapping, write_proposals
 from pipeline.receipts import Counts, Progress, Receipt, fingerprint, mark_of, run_stage, write_json
 from pipeline.rivals import open_rivals
+from pipeline.sums import prove_twins
 from pipeline.threads import one_thread
 from pipeline.verdicts import Joint, JointPart, NoisePart, VerdictPart, count_evidence, write_noise, write_verdicts
 
@@ -77,6 +78,7 @@ def _isolate(
     raw: Path, train: Path, embeddings: Path, previous: Path | None, folder: Path, config: Config, progress: Progress | None
 ) -> Counts:
     stems = shards.shard_stems(embeddings)
+    prove_twins(raw, shards.shard_stems(raw))
     device = pick_device(config.device)
     crew = Crew(config.workers, str(device), progress, total=4 * len(stems))
     with workers_kept(config.workers), one_thread():

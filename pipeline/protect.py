@@ -28,6 +28,7 @@ from pipeline.examine import examine
 from pipeline.models import load_tensors, pick_device
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
 from pipeline.sources.base import Item
+from pipeline.sums import file_sha256
 from pipeline.verification_bin import read_bin
 
 VERSION = 1
@@ -83,7 +84,7 @@ def _mark(path: Path) -> str:
     if path.is_dir():
         listed = "\n".join(f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in _files(path))
         return hashlib.sha256(listed.encode()).hexdigest()
-    return shards.file_sha256(path)
+    return file_sha256(path)
 
 
 def _files(folder: Path) -> list[Path]:

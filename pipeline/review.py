@@ -17,6 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.receipts import atomic
 from pipeline.run_folder import require_whole
+from pipeline.sums import prove_twins
 
 COLUMNS = ("sample_id", "claimed_identity", "stratum", "image", "is_right")
 _YES, _NO = {"yes", "y", "1", "true", "right"}, {"no", "n", "0", "false", "wrong"}
@@ -47,6 +48,7 @@ def draw(run: Path, out: Path, *, count: int, seed: int) -> int:
         raise BadInput(f"{out} is there already. Give a folder that is not.")
     layout = RunLayout(run)
     require_whole(layout)
+    prove_twins(layout.raw, shards.shard_stems(layout.raw))
     if count < 2:
         raise BadInput("A review wants at least two samples: one of the kept, one of the others.")
     if not any(layout.manifest.glob("part-*.parquet")):

@@ -1,7 +1,8 @@
 """All that we know of WebDataset: keys, deterministic tars, sidecars, reading safely.
 
 A shard is a tar and its Parquet twin of the same stem. The twin has a row for every item, and its file metadata is the sidecar:
-`num_samples`, `tar_bytes`, `tar_sha256`. Crops are read at the offsets in the twin, so a damaged tar header hides nothing.
+`num_samples`, `tar_bytes`, `tar_sha256`. Crops are read at the offsets in the twin, so a damaged tar header hides nothing. The SHA-256 of both
+files stand in a third one (`pipeline/sums.py`).
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from pipeline import tables
 from pipeline.errors import BadShard
 from pipeline.hashed import HashedFile
 from pipeline.receipts import atomic
+from pipeline.sums import file_sha256, prove_twin, sums_of, sums_text
 
 _BLOCK, _RECORD = 512, tarfile.RECORDSIZE
 _ZEROS = bytes(_BLOCK)
@@ -129,10 +131,18 @@ def _octal(number_N: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
 
 
 def write_twin(path: Path, table: pa.Table, facts: dict[str, str]) -> None:
-    """Write a twin, whole or not at all, with the sidecar `facts` in its metadata."""
-    metadata = {**(table.schema.metadata or {}), **{key.encode(): value.encode() for key, value in facts.items()}}
+    """Write a twin and the sums of its shard, whole or not at all, with the sidecar `facts` in its metadata."""
     with atomic(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        text = write_rows(temporary, table, facts, path.stem)
+        with atomic(sums_of(path)) as sums:  # before the twin has its name: where that stands, the sums do
+            sums.write_text(text)
+
+
+def write_rows(path: Path, table: pa.Table, facts: dict[str, str], stem: str) -> str:
+    """Write a twin to any path; returns what its shard's sums are to hold."""
+    metadata = {**(table.schema.metadata or {}), **{key.encode(): value.encode() for key, value in facts.items()}}
+    pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
+    return sums_text(stem, facts["tar_sha256"], file_sha256(path))
 
 
 def read_facts(twin: Path) -> dict[str, str]:
@@ -144,19 +154,17 @@ def read_facts(twin: Path) -> dict[str, str]:
         raise BadShard(f"{twin} cannot be read ({error}). Remove its folder and run again: it will be made anew.") from error
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def shard_stems(folder: Path, prefix: str = "raw") -> list[str]:
     """Stems of the shards of a folder, in order."""
     return sorted(path.stem for path in folder.glob(f"{prefix}-*.parquet"))
 
 
 def check_shard(tar: Path, *, deep: bool = False) -> dict[str, str]:
-    """The sidecar of a tar that matches it, by length and, with `deep`, by SHA-256. Raises BadShard when it does not."""
+    """The sidecar of a tar that matches it, by length and, with `deep`, by SHA-256; of its twin always by SHA-256.
+
+    Raises BadShard when one does not match.
+    """
+    prove_twin(tar.with_suffix(".parquet"))
     facts = read_facts(tar.with_suffix(".parquet"))
     advice = f"Remove {tar.parent} and run again: it will be made anew."
     try:

@@ -10,6 +10,7 @@ from pipeline.config import Config, as_dict
 from pipeline.errors import BadConfig
 from pipeline.models import load_tensors
 from pipeline.receipts import Receipt, mark_of, read, write_json
+from pipeline.sums import file_sha256
 
 VERSION = 4
 """Of the stage `train`."""
@@ -22,7 +23,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     settings = {name: value for name, value in as_dict(config.train).items() if name not in _CHANGES_NO_RESULT}
     if config.train.init is not None:
         load_tensors(Path(config.train.init))
-        settings["init"] = shards.file_sha256(Path(config.train.init))
+        settings["init"] = file_sha256(Path(config.train.init))
     return {f"train.{name}": value for name, value in settings.items()} | {"seed": config.seed, "evaluate.holdout": config.evaluate.holdout}
 
 

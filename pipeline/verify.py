@@ -1,9 +1,8 @@
 """What a folder of shards holds against what it says that it holds: raw/, clean/, a whole run, or an export; on a disk or at a URL.
 
 Every file is hashed; of a tar the keys are compared with its twin, of a Parquet file the rows are counted, of an image folder every picture is
-hashed; and what is there without being told of is found too. Nothing is changed. Twins of raw/ and clean/ have no SHA-256 of their own: they are
-read, and their keys have to be those of their tar, which is proven. Nor have the other tables of a run (manifest, rounds, evaluation, decisions):
-they are read to their end.
+hashed; and what is there without being told of is found too. Nothing is changed. The other tables of a run (lists of identities, manifest, rounds,
+evaluation, decisions) have no SHA-256: they are read to their end.
 """
 
 import itertools
@@ -26,6 +25,7 @@ from pipeline.receipts import Progress, partials
 from pipeline.sources.base import uri_text
 
 DATASET = "dataset.json"
+_LISTS = {"identities.parquet", "listing.parquet"}
 _WITHOUT_HASH = {DATASET, "_receipt.json"}
 
 
@@ -104,10 +104,12 @@ def _dataset(root: str) -> dict[str, Any] | None:
 
 
 def _raw(root: str) -> list[Expected]:
-    names = sorted(entry.path for entry in places.children(root) if entry.path.startswith("raw-") and entry.path.endswith(".parquet"))
+    tables = sorted(entry.path for entry in places.children(root) if entry.path.endswith(".parquet"))
+    names = [name for name in tables if name.startswith("raw-")]
     if not names:
         raise BadInput(f"{root} has neither {DATASET} nor raw shards. Give a run folder, its raw/ or clean/, or an export.")
-    return [_tar(root, name.removesuffix(".parquet"), {}) for name in names]
+    listed = [Expected(root, name, "table") for name in tables if name in _LISTS]
+    return [one for name in names for one in _shard(root, name.removesuffix(".parquet"), {})] + listed
 
 
 def _tables(root: str) -> list[Expected]:
@@ -120,14 +122,15 @@ def _tables(root: str) -> list[Expected]:
 def _of_dataset(root: str, told: dict[str, Any], form: str | None) -> list[Expected]:
     try:
         if form is None:
-            return [_tar(root, shard["name"].removesuffix(".tar"), shard) for shard in told["shards"]]
+            return [one for shard in told["shards"] for one in _shard(root, shard["name"].removesuffix(".tar"), shard)]
         return [_exported(root, form, one) for one in told["files"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{join(root, DATASET)} does not tell of files as ours do ({error}). It is damaged, or not one of ours.") from error
 
 
-def _tar(root: str, stem: str, told: dict[str, Any]) -> Expected:
-    return Expected(root, f"{stem}.tar", "tar", told.get("bytes"), told.get("sha256"), told.get("samples"))
+def _shard(root: str, stem: str, told: dict[str, Any]) -> list[Expected]:
+    tar = Expected(root, f"{stem}.tar", "tar", told.get("bytes"), told.get("sha256"), told.get("samples"))
+    return [tar, Expected(root, f"{stem}.parquet", "twin")]
 
 
 def _exported(root: str, form: str, told: dict[str, Any]) -> Expected:
@@ -184,7 +187,7 @@ def _not_told_of(folder: _Folder, checked: list[Checked]) -> list[Finding]:
     expected = {one.name for one in folder.expected}
     allowed = expected | _WITHOUT_HASH
     if folder.form is None:
-        allowed |= {f"{name.removesuffix('.tar')}.parquet" for name in expected} | {"identities.parquet", "listing.parquet"}
+        allowed |= {f"{name.removesuffix('.tar')}.sha256" for name in expected} | _LISTS
     pictures = [one.pictures for one in checked if one.pictures is not None]
     known = np.sort(np.concatenate(pictures)) if pictures else np.empty(0, np.uint64)
     findings = []

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from arcface_core.backbones import BACKBONES, build_backbone, recognise
 from arcface_core.training import to_input
-from pipeline import shards
 from pipeline.config import EmbedderConfig
 from pipeline.embedders.base import MEAN, STD, Embedder, check_crops, three
 from pipeline.embedders.parts import by_parts
 from pipeline.errors import BadCheckpoint
 from pipeline.models import fit, load_tensors, place
+from pipeline.sums import file_sha256
 
 
 def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
@@ -50,7 +50,7 @@ def load(path: Path, device: torch.device, config: EmbedderConfig) -> Embedder:
     return Embedder(
         name=found.name,
         kind="torch",
-        sha256=shards.file_sha256(path),
+        sha256=file_sha256(path),
         input_px=found.input_px,
         dim=found.embedding_dim,
         embed=embed,

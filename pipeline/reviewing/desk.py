@@ -23,7 +23,8 @@ from pipeline.pages.text import reason_in_words, visible
 from pipeline.reviewing.cases import Case, asked_again, find_cases, state_of
 from pipeline.reviewing.standing import Standing
 from pipeline.run_folder import require_whole
-from pipeline.shards import CropReader
+from pipeline.shards import CropReader, shard_stems
+from pipeline.sums import prove_twins
 
 T = TypeVar("T")
 FACES = 8
@@ -69,7 +70,9 @@ class Desk:
     _faces_of: OrderedDict[str, list[dict[str, Any]]] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
-        self._decided = Standing(RunLayout(self.run).decisions)
+        layout = RunLayout(self.run)
+        prove_twins(layout.raw, shard_stems(layout.raw))
+        self._decided = Standing(layout.decisions)
 
     @property
     def _standing(self) -> dict[str, dict[str, Any]]:

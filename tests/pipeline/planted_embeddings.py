@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from pipeline import tables
 from pipeline.receipts import run_stage
+from pipeline.shards import write_twin
 
 DIM = 64
 Sample = tuple[str, str, Tensor]  # identity, what it truly is, vector
@@ -70,7 +71,7 @@ def planted(root: Path, samples: list[Sample], *, per_shard: int = 100) -> tuple
                     base
                     | {"identity": samples[at][0], "source_uri": f"{at:05d}", "shard": stem, "status": "ok", "duplicate_set": duplicate}
                 )
-            pq.write_table(pa.Table.from_pylist(found, schema=tables.ITEMS), folder / f"{stem}.parquet")
+            write_twin(folder / f"{stem}.parquet", pa.Table.from_pylist(found, schema=tables.ITEMS), {"tar_sha256": "no tar"})
 
     def embeddings(folder: Path) -> None:
         for stem, chosen in parts():

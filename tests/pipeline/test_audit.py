@@ -19,6 +19,7 @@ from pipeline.imagine import Imagined
 from pipeline.layout import RunLayout
 from pipeline.pages import people
 from pipeline.pages.text import data_script, shortened, visible
+from pipeline.shards import read_facts, write_twin
 from tests.pipeline.fake_run import Planted, crop, key_of, write_run
 
 SCRIPT, OVERRIDE = "<script>alert(1)</script>", "abc\u202ecba"
@@ -345,7 +346,7 @@ def test_a_crop_that_is_not_where_its_row_says_is_refused(tmp_path: Path) -> Non
     twin = RunLayout(run).raw / "raw-000000.parquet"
     table = pq.read_table(twin)
     place = table.column_names.index("crop_offset")
-    pq.write_table(table.set_column(place, table.schema.field(place), [[0] * table.num_rows]), twin)
+    write_twin(twin, table.set_column(place, table.schema.field(place), [[0] * table.num_rows]), read_facts(twin))
     with pytest.raises(BadShard, match=r"raw-000000.tar has no JPEG at the offset of .*Remove"):
         audit(run, tmp_path / "audit")
 

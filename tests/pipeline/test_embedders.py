@@ -15,7 +15,7 @@ from arcface_core.training import to_input
 from pipeline.config import EmbedderConfig
 from pipeline.embedders import load_embedder, parts
 from pipeline.errors import BadCheckpoint, BadInput
-from pipeline.shards import file_sha256
+from pipeline.sums import file_sha256
 from tests.pipeline.detector_models import with_outside_weights
 from tests.pipeline.embedder_models import DIM, ChannelsLast, Net, OneAtATime, ScalesItself, write
 

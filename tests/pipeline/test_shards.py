@@ -3,6 +3,7 @@
 import io
 import itertools
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
 from hashlib import sha256
@@ -15,16 +16,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import audit, embed, tables
+from pipeline import audit, embed, receipts, tables
 from pipeline.config import Config, IngestConfig
 from pipeline.embedders import Embedder
 from pipeline.errors import BadShard
-from pipeline.export import _CleanPart, export_shard
+from pipeline.export import _CleanPart, export_shard, write_manifest
 from pipeline.ingest import ingest
+from pipeline.isolate import isolate
+from pipeline.layout import RunLayout
 from pipeline.loading import CropStream
 from pipeline.order import SampleOrder
 from pipeline.review import draw
-from pipeline.shards import CropReader, ShardWriter, check_shard, sample_id, shard_stems, table_of, write_twin
+from pipeline.reviewing.desk import Desk
+from pipeline.shards import CropReader, ShardWriter, check_shard, read_facts, sample_id, shard_stems, table_of, write_twin
 from pipeline.train import _select
 from tests.pipeline.fake_run import Planted, crop, write_run
 
@@ -81,7 +85,7 @@ def test_every_cut_is_noticed_by_length_alone(whole: tuple[Path, list[tuple[str,
     cuts = boundaries(tar)
     assert len(cuts) > 10 * len(places)
     copied = tmp_path / tar.name
-    shutil.copy(tar.with_suffix(".parquet"), tmp_path)
+    copy_proof(tar, tmp_path / tar.name)
     for cut in cuts:
         copied.write_bytes(content[:cut])
         is_refused(copied)
@@ -105,14 +109,14 @@ def test_cuts_at_which_tarfile_itself_sees_nothing_are_among_them(whole: tuple[P
 @pytest.mark.parametrize("more", [b"\0", b"x", b"\0" * BLOCK, b"\0" * 10240])
 def test_bytes_too_many_are_noticed(whole: tuple[Path, list[tuple[str, int, int]]], tmp_path: Path, more: bytes) -> None:
     tar, _ = whole
-    shutil.copy(tar.with_suffix(".parquet"), tmp_path)
+    copy_proof(tar, tmp_path / tar.name)
     (tmp_path / tar.name).write_bytes(tar.read_bytes() + more)
     is_refused(tmp_path / tar.name)
 
 
 def test_a_flipped_bit_anywhere_is_noticed_by_the_deep_check(whole: tuple[Path, list[tuple[str, int, int]]], tmp_path: Path) -> None:
     tar, _ = whole
-    shutil.copy(tar.with_suffix(".parquet"), tmp_path)
+    copy_proof(tar, tmp_path / tar.name)
     copied = tmp_path / tar.name
     for place in boundaries(tar):
         content = bytearray(tar.read_bytes())
@@ -128,7 +132,7 @@ def test_a_missing_or_foreign_half_is_noticed(whole: tuple[Path, list[tuple[str,
     shutil.copy(tar, one)
     with pytest.raises(BadShard, match=r"cannot be read .* run again"):
         check_shard(one)
-    shutil.copy(tar.with_suffix(".parquet"), one.with_suffix(".parquet"))
+    copy_proof(tar, one)
     one.unlink()
     with pytest.raises(BadShard, match="is gone, though its twin is there"):
         check_shard(one)
@@ -140,10 +144,42 @@ def test_a_missing_or_foreign_half_is_noticed(whole: tuple[Path, list[tuple[str,
         for path in (one, other):
             is_refused(path, deep=True)
         swap(first, second)
+    swap(one.with_suffix(".sha256"), other.with_suffix(".sha256"))
+    for path in (one, other):
+        is_refused(path)
+    swap(one.with_suffix(".sha256"), other.with_suffix(".sha256"))
     one.with_suffix(".parquet").write_bytes(one.with_suffix(".parquet").read_bytes()[:-100])
     is_refused(one)
-    pq.write_table(pa.table({"sample_id": ["00"]}), one.with_suffix(".parquet"))
-    is_refused(one)
+    write_twin(one.with_suffix(".parquet"), pa.table({"sample_id": ["00"]}), {"tar_sha256": "0"})
+    with pytest.raises(BadShard, match="cannot be read"):
+        check_shard(one)
+
+
+def copy_proof(tar: Path, to: Path) -> None:
+    """The twin and the sums of a tar, beside another place."""
+    for suffix in (".parquet", ".sha256"):
+        shutil.copy(tar.with_suffix(suffix), to.with_suffix(suffix))
+
+
+def test_a_flipped_bit_anywhere_in_a_twin_or_in_what_is_told_of_it_is_noticed(
+    whole: tuple[Path, list[tuple[str, int, int]]], tmp_path: Path
+) -> None:
+    """Also in the statistics and in the file metadata, which a reader of Parquet believes."""
+    tar, _ = whole
+    copied = tmp_path / tar.name
+    shutil.copy(tar, copied)
+    copy_proof(tar, copied)
+    check_shard(copied)
+    twin, sums = copied.with_suffix(".parquet"), copied.with_suffix(".sha256")
+    of_twin = sums.read_bytes().index(b"\n") + 1
+    for path, places in ((twin, range(0, twin.stat().st_size, 61)), (sums, range(of_twin, sums.stat().st_size))):
+        whole_bytes = path.read_bytes()
+        for place in places:
+            path.write_bytes(whole_bytes[:place] + bytes([whole_bytes[place] ^ 4]) + whole_bytes[place + 1 :])
+            with pytest.raises(BadShard, match=r"differs from the SHA-256 in raw-000000.sha256. Remove .* run again"):
+                check_shard(copied)
+        path.write_bytes(whole_bytes)
+    assert subprocess.run(["sha256sum", "--check", "--strict", sums.name], cwd=tmp_path, check=False, capture_output=True).returncode == 0
 
 
 def swap(one: Path, other: Path) -> None:
@@ -228,6 +264,34 @@ def test_every_reader_of_crops_refuses_a_cut_shard(tmp_path: Path) -> None:
         audit.write_audit(run, tmp_path / "audit", title="t", identities=2, faces=4, inversions={})
     with pytest.raises(BadShard, match="its sidecar says"):
         draw(run, tmp_path / "review", count=4, seed=0)
+
+
+def test_no_stage_believes_rows_that_were_not_written(tmp_path: Path) -> None:
+    """A twin that still reads well: DuckDB asked over all twins would see nothing."""
+    run = write_run(tmp_path / "run", [Planted(identity=name) for name in ("Ada", "Bob") for _ in range(4)])
+    layout = RunLayout(run)
+    twin = layout.raw / "raw-000000.parquet"
+    table, facts, sums = pq.read_table(twin), read_facts(twin), twin.with_suffix(".sha256").read_bytes()
+    place = table.schema.get_field_index("sharpness")
+    write_twin(
+        twin, table.set_column(place, table.schema.field(place), pa.array([1e9] * len(table), table.schema.field(place).type)), facts
+    )
+    check_shard(twin.with_suffix(".tar"), deep=True)
+    twin.with_suffix(".sha256").write_bytes(sums)
+    noise = layout.round(1).noise
+    layout.round(1).embeddings.mkdir(exist_ok=True)
+    for folder in (layout.raw, noise, layout.round(1).train, layout.round(1).embeddings):
+        receipts.write_json(folder / receipts.NAME, {"stage": "x", "fingerprint": folder.name, "counts": {}, "seconds": 0.0})
+    stages: dict[str, Callable[[], object]] = {
+        "isolate": lambda: isolate(layout.raw, layout.round(1).train, layout.round(1).embeddings, tmp_path / "noise", CONFIG),
+        "manifest": lambda: write_manifest(layout.raw, noise, 1, tmp_path / "manifest", CONFIG),
+        "audit": lambda: audit.write_audit(run, tmp_path / "audit", title="t", identities=2, faces=4, inversions={}),
+        "sample-review": lambda: draw(run, tmp_path / "review", count=4, seed=0),
+        "review": lambda: Desk(run),
+    }
+    for stage in stages.values():
+        with pytest.raises(BadShard, match=r"raw-000000\.parquet differs from the SHA-256"):
+            stage()
 
 
 HOSTILE = ["", "a", "0" * 7, "0" * 65, "f" * 4096, "../../etc/passwd", "/etc/passwd", "0123456789abcdef.jpg", "0123456789ABCDEF", "j.smith"]

@@ -1,7 +1,8 @@
 """Proposals about identities, never carried out by themselves: two names for one person, and one name for two people.
 
-Two names are compared by what their own clean samples say: which share of them would the other identity accept? Nothing is chained: that A
-may be B and B may be C are two rows, and nobody concludes that A is C.
+Two names are compared by what their own clean samples say: which share of them would the other identity accept about as well? Look-alikes accept
+each other's too where an embedder is unsure, so the two angles of a sample are compared. Nothing is chained: that A may be B and B may be C are
+two rows, and nobody concludes that A is C.
 """
 
 from pathlib import Path
@@ -25,6 +26,8 @@ from pipeline.receipts import atomic
 
 MERGE_SHARE, REVIEW_SHARE = 0.9, 0.4
 """Both shares of samples accepted by the other name must reach this: a merge is proposed, or a person is asked."""
+_GAP_DEG = 15.0
+"""By so much a sample of one person may lie nearer to one of two names than to the other; by more, it is of one of them only. Measured, DECISIONS.md."""
 
 
 def write_proposals(evidence: Path, out: Path, known: Identities, rivals: RivalSearch, clean_deg: float) -> pa.Table:
@@ -54,14 +57,16 @@ def _overlaps(evidence: Path, known: Identities, clean_deg: float) -> list[dict[
         db.execute("SET temp_directory = ?", [str(evidence / ".spill")])
         pairs = fetch(
             db,
-            """WITH clean AS (SELECT class, other_class, other_angle_deg FROM read_parquet($evidence) WHERE consensus_angle_deg <= $clean),
-                    sizes AS (SELECT class, count(*) AS samples FROM clean GROUP BY class),
-                    near AS (SELECT class, other_class, count(*) AS near FROM clean WHERE other_angle_deg <= $clean GROUP BY ALL)
+            """WITH clean AS (SELECT class, other_class, other_angle_deg <= $clean AS is_within, other_angle_deg - consensus_angle_deg AS further
+                              FROM read_parquet($evidence) WHERE consensus_angle_deg <= $clean),
+                    own AS (FROM clean WHERE NOT (is_within AND further <= -$gap)),
+                    sizes AS (SELECT class, count(*) AS samples FROM own GROUP BY class),
+                    near AS (SELECT class, other_class, count(*) AS near FROM own WHERE is_within AND further <= $gap GROUP BY ALL)
                SELECT a.class AS one, a.other_class AS other, a.near / s.samples AS share_near, b.near / t.samples AS other_share_near
                FROM near a JOIN near b ON b.class = a.other_class AND b.other_class = a.class AND a.class < b.class
                JOIN sizes s ON s.class = a.class JOIN sizes t ON t.class = b.class
                WHERE least(share_near, other_share_near) >= $least ORDER BY ALL""",
-            {"evidence": every(evidence, "raw-*.parquet"), "clean": clean_deg, "least": REVIEW_SHARE},
+            {"evidence": every(evidence, "raw-*.parquet"), "clean": clean_deg, "gap": _GAP_DEG, "least": REVIEW_SHARE},
         ).to_pylist()
     rows = []
     for pair in pairs:

@@ -263,7 +263,7 @@ PROPOSALS = _schema(
         ),
         _field("samples", pa.int64(), "samples that agree with the identity's consensus, near duplicates counted once", nullable=False),
         _field("other_samples", pa.int64(), "the same of the other name; of a split, of the second person", nullable=False),
-        _field("share_near", pa.float32(), "share of the identity's clean samples that the other would accept", unit="0..1"),
+        _field("share_near", pa.float32(), "share of the identity's clean samples that the other would accept about as well", unit="0..1"),
         _field("other_share_near", pa.float32(), "the same the other way round", unit="0..1"),
         _field("center_angle_deg", pa.float32(), "angle between the two consensus centers", unit=_DEGREES),
     ],

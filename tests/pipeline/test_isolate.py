@@ -81,6 +81,19 @@ def test_two_names_of_one_person_are_a_proposal_and_cost_no_sample(tmp_path: Pat
     assert own.count("keep") >= 0.9 * len(own), "a second name for the same person is no rival"
 
 
+def test_look_alikes_who_exchange_pictures_stay_two_people(tmp_path: Path) -> None:
+    """Each accepts the other's pictures, but far less well than its own: no second name, so that the rival convicts what was exchanged."""
+    faces = directions(9, 30)
+    faces[1::2] = normalize(0.6 * faces[::2] + faces[1::2], dim=1)
+    apart = 0.12 * torch.randn(30, 8, DIM, generator=torch.Generator().manual_seed(10))
+    samples = [(f"P{person ^ (at == 7):02d}", f"P{person:02d}", normalize(faces[person] + apart[person, at], dim=0))
+               for person in range(30) for at in range(8)]  # fmt: skip
+    rows = judge(tmp_path, samples)
+    assert proposals(tmp_path) == []
+    gone = {at for at, row in enumerate(rows) if row["verdict"] != "keep"}
+    assert gone == {at for at, (identity, true, _) in enumerate(samples) if identity != true}
+
+
 def test_two_people_under_one_name(tmp_path: Path) -> None:
     second = directions(77, 2)
     few = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline import faces, forgotten
 from pipeline.config import Config
 from pipeline.embedders import locate
-from pipeline.errors import BadCheckpoint, BadInput, StaleInput
+from pipeline.errors import BadCheckpoint, BadConfig, BadInput, StaleInput
 from pipeline.layout import RunLayout
 from pipeline.places import Location, located
 from pipeline.protect import require_set
@@ -18,6 +18,10 @@ def check_inputs(crawl: Location, run: RunLayout, config: Config) -> str:
     Raises BadInput, or a kind of it, for a crawl, model, weights, or a set that is not there or not what it should be, BadConfig for settings that do
     not fit together, StaleInput for a run folder inside of its crawl, which would grow by it, and BadInput where the log of the forgotten has lost its key.
     """
+    if not str(crawl).strip():
+        raise BadConfig(
+            "No crawl is given: its name is empty. With prefect.yaml, CRAWL and RUN are to be set in the shell that deploys it."
+        )
     place = located(crawl)
     source = recognise(place, config.ingest)
     root = run.root.resolve()

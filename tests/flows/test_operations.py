@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+from prefect.client.schemas.schedules import CronSchedule
 
 from flows import cli
 from flows.purify import purify
@@ -87,6 +90,17 @@ def test_serve_wants_a_server_that_stays(capsys: pytest.CaptureFixture[str], mon
     with prefect.settings.temporary_settings(restore_defaults={prefect.settings.PREFECT_API_URL}):
         code, _, err = said(capsys, "serve", "crawl", "run", "--cron", "0 3 * * *")
     assert code == 1 and "prefect server start" in err
+
+
+def test_the_server_makes_the_runs_of_a_schedule() -> None:
+    """The server's own scheduler goes the same way, and where the way is broken it says so in its log only: with SQLAlchemy 2.1 it was."""
+    with get_client(sync_client=True) as client:
+        schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *", timezone="UTC"))
+        deployment = client.create_deployment(client.create_flow(purify), "by the clock", schedules=[schedule])
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": deployment}, json={"min_runs": 2})
+        of_it = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
+        hours = [run.expected_start_time.hour for run in client.read_flow_runs(flow_run_filter=of_it) if run.expected_start_time]
+    assert len(hours) >= 2 and set(hours) == {3}
 
 
 def test_a_termination_is_told_and_its_code_is_that_of_a_signal(

@@ -30,6 +30,12 @@ def test_what_is_not_there_is_said_at_once(tiny_crawl: tuple[Path, Path], tmp_pa
     assert check_inputs(crawl, run, load()) == "folder"
 
 
+@pytest.mark.parametrize("crawl", ["", " "])
+def test_a_crawl_without_a_name_is_not_the_folder_one_stands_in(crawl: str, tmp_path: Path) -> None:
+    with pytest.raises(PurifyError, match=r"No crawl is given.*CRAWL and RUN are to be set in the shell that deploys it"):
+        check_inputs(crawl, RunLayout(tmp_path / "run"), load())
+
+
 def test_a_run_folder_is_no_part_of_its_crawl(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tiny_crawl[0])
     for run in (tiny_crawl[0] / "run", tmp_path / "link" / "run", tiny_crawl[0]):

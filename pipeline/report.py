@@ -1,26 +1,24 @@
 """DuckDB over a run: its tables as views, and the saved queries of `data/sql/`.
 
-The connection reads the run's Parquet through Arrow, file by file as named by us, so it needs no file access of its own and has none:
-SQL can neither read nor write a file, wherever the run stands and whatever its path is made of.
+The connection knows the run's Parquet files by names that we give them (`run_files.py`) and no other file: SQL can neither read another one nor
+write any, wherever the run stands and whatever its path is made of.
 """
 
 import difflib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow.fs import LocalFileSystem
 
 from pipeline import tables
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.resources import data_folder
+from pipeline.run_files import ROOT, confine
 from pipeline.run_folder import require_whole
-
-_ROUND = pa.field("round", pa.int16())
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,13 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     if not any(RunLayout(run).manifest.glob("*.parquet")):
         begun = run if RunLayout(run).run_json.exists() else "RUN"
         raise BadInput(f"{run} has no manifest. Make one with `purify run CRAWL {begun}`, or give the folder of a finished run.")
+    views = [(name, schema, files) for name, schema, files in _tables(run) if files]
+    for _, schema, files in views:
+        tables.check(files[0][0], schema)
     connection = duckdb.connect(":memory:")
-    for name, schema, files in _tables(run):
-        if files:
-            tables.check(files[0][0], schema)
-            connection.register(name, _dataset(schema, files))
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
+    confine(connection, {_name(run, path): path for _, _, files in views for path, _ in files})
+    for name, _, files in views:
+        connection.execute(f"CREATE VIEW {name} AS {_rows_of(run, files)}")
     return connection
 
 
@@ -206,16 +204,19 @@ def round_numbers(run: Path) -> list[int]:
     return sorted(int(path.name) for path in (run / "rounds").glob("*") if path.name.isdecimal())
 
 
-def _dataset(schema: pa.Schema, files: list[tuple[Path, int | None]]) -> ds.Dataset:
-    """The files as one table of `schema`, with a column `round` where they belong to rounds. A column that a file lacks is null there."""
-    of_rounds = files[0][1] is not None
-    return ds.FileSystemDataset.from_paths(
-        [str(path) for path, _ in files],
-        schema=schema.append(_ROUND) if of_rounds else schema,
-        format=ds.ParquetFileFormat(),
-        filesystem=LocalFileSystem(),
-        partitions=[ds.field("round") == pa.scalar(number, pa.int16()) for _, number in files] if of_rounds else None,
-    )
+def _name(run: Path, path: Path) -> str:
+    """The name of a file of the run in SQL."""
+    return f"{ROOT}{path.relative_to(run).as_posix()}"
+
+
+def _rows_of(run: Path, files: list[tuple[Path, int | None]]) -> str:
+    """SQL of the rows of the files, with a column `round` where they belong to rounds."""
+    selects = []
+    for number, some in itertools.groupby(files, key=lambda file: file[1]):
+        names = ", ".join("'" + _name(run, path).replace("'", "''") + "'" for path, _ in some)
+        of_round = "" if number is None else f", {number}::SMALLINT AS round"
+        selects.append(f"SELECT *{of_round} FROM read_parquet([{names}], hive_partitioning = false)")
+    return " UNION ALL ".join(selects)
 
 
 def _saved(path: Path) -> SavedQuery:

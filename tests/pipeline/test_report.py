@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -146,6 +147,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     [
         "COPY manifest TO '{run}/stolen.csv'",
         "COPY (SELECT 1) TO '{run}/manifest/part-000000.parquet'",
+        "COPY (SELECT 1) TO 'run://manifest/part-000000.parquet'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO 'run://manifest/part-000000.parquet'",
         "EXPLAIN ANALYZE COPY manifest TO '{run}/stolen.csv'",
         "EXPORT DATABASE '{run}/all'",
         "ATTACH '{run}/other.db'",
@@ -171,10 +174,41 @@ def test_sql_neither_reads_nor_writes_files(run: Path, sql: str) -> None:
 def test_the_connection_itself_writes_nothing_and_stays_locked(run: Path) -> None:
     before = snapshot(run.parent)
     with open_run(run) as db:
-        for sql in (f"COPY manifest TO '{str(run).replace(chr(39), chr(39) * 2)}/x.csv'", "SET enable_external_access = true"):
-            with pytest.raises(Exception, match=re.compile("disabled by configuration|locked|Cannot change")):
+        own = "run://manifest/part-000000.parquet"
+        for sql in (
+            f"COPY manifest TO '{str(run).replace(chr(39), chr(39) * 2)}/x.csv'",
+            "SET enable_external_access = true",
+            f"COPY (SELECT 1) TO '{own}'",
+            f"COPY (SELECT 1) TO '{own}' (FORMAT parquet, USE_TMP_FILE false)",
+            "COPY (SELECT 1 AS a, 2 AS b) TO 'run://manifest' (FORMAT parquet, PARTITION_BY (a), OVERWRITE)",
+            "ATTACH 'run://new.db' AS other",
+            "EXPORT DATABASE 'run://all'",
+        ):
+            with pytest.raises(duckdb.Error, match=re.compile("disabled by configuration|locked|Cannot change|never changed by SQL")):
                 db.execute(sql)
+        assert db.sql("SELECT count(*) FROM manifest").fetchall() == [(9,)]
     assert snapshot(run.parent) == before
+
+
+def test_only_the_files_of_views_have_a_name_in_sql(run: Path) -> None:
+    assert query(run, "FROM read_text('run://run.json')").num_rows == 0
+    with pytest.raises(BadInput, match="disabled by configuration"):
+        query(run, "FROM read_text('run://manifest/../run.json')")
+    listed = {str(name).split("/")[2] for (name,) in rows(run, "FROM glob('run://*')")}
+    assert listed == {"manifest", "rounds", "raw", "evaluation", "protected"}
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_files_of_a_run_are_closed_again(run: Path) -> None:
+    before = open_files()
+    with open_run(run) as db:
+        for _ in range(20):
+            db.sql("SELECT verdict, max(angle_deg) FROM noise GROUP BY ALL").fetchall()
+        assert open_files() < before + 20
+    assert open_files() == before
 
 
 @pytest.mark.parametrize(

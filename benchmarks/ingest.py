@@ -213,10 +213,10 @@ def profile(root: Path, kind: str) -> dict[str, float]:
     stages = Stages()
     real = examine.detector  # type: ignore[attr-defined]
     examine.detector = lambda config: stages.clocked("find the face", real(config))  # type: ignore[attr-defined]
-    examine.hashlib = types.SimpleNamespace(sha256=stages.clocked("hash the bytes, twice", examine.hashlib.sha256))  # type: ignore[attr-defined]
+    examine.hashlib = types.SimpleNamespace(sha256=stages.clocked("hash the bytes", examine.hashlib.sha256))  # type: ignore[attr-defined]
     for owner, function, name in (
         (file_plan, "write", "list the crawl"), (stage, "write_listing", "list the crawl"), (places, "read_file", "open and read the file"),
-        (shards, "sample_id", "hash the bytes, twice"), (examine, "decode", "decode"), (examine, "ranked", "find the face"),
+        (shards, "sample_id", "hash the bytes"), (examine, "decode", "decode"), (examine, "ranked", "find the face"),
         (examine, "_described", "find the face"), (examine, "aligned", "align"), (examine, "_encoded", "encode"), (examine, "measure", "measures"),
         (shards.ShardWriter, "add", "write the tar"), (shards, "json_bytes", "write the tar"), (shards.ShardWriter, "flush", "hash the tar, hand it to the system"),
         (shards, "table_of", "write the rows"), (shards, "write_twin", "write the rows"), (stage, "_seal", "duplicates and counts"),

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.workers import PROGRAM
 from pipeline.config import MOST_WORKERS
 from pipeline.errors import BadConfig, BadInput, BadShard
 from pipeline.receipts import Progress as Report
@@ -82,6 +83,7 @@ def export(
     from pipeline.export import is_current
     from pipeline.exporters.base import Wanted
     from pipeline.exporters.stage import export_to, plan_only
+    from pipeline.fanout import prepare
 
     if samples_per_shard is not None and bytes_per_shard is not None:
         raise BadConfig("Give --samples-per-shard or --bytes-per-shard, not both.")
@@ -100,6 +102,7 @@ def export(
         _print_plan(plan_only(layout.clean, wanted), to)
         return
     assert out is not None  # noqa: S101 - looked at above
+    prepare([PROGRAM, "pipeline.exporters.stream"], workers=workers)
     with claimed(record["crawl"], layout), _told_when_stopped(out, run), _bar(f"export {to}") as progress:
         receipt = export_to(layout.clean, out, wanted, workers=workers, work=run, progress=progress)
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in receipt.counts.items())
@@ -169,10 +172,12 @@ def verify(
     place:
         A folder, or a URL such as s3://bucket/prefix.
     """
+    from pipeline.fanout import prepare
     from pipeline.verify import advice
     from pipeline.verify import verify as look
 
     started = time.perf_counter()
+    prepare([PROGRAM, "pipeline.verify"], workers=workers)
     with _bar("verify") as progress:
         found = look(place, workers=workers, progress=progress)
     for one in found.findings[:_MOST]:

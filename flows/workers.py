@@ -18,8 +18,10 @@ from pipeline.fanout import Mapper, mapped_by, prepare, worker_count
 RunnerName = Literal["processes", "threads", "dask", "ray"]
 TASKS_PER_WORKER = 4
 """Of a stage: few, and still even when some ranges take longer than others."""
-_STAGES = ("pipeline.ingest", "pipeline.embed", "pipeline.isolate", "pipeline.export", "pipeline.audit")
-"""Those that fan out."""
+PROGRAM = "flows.cli"
+"""What the program's script imports; every worker imports the script again, half a second of a core, unless it is imported already."""
+_STAGES = (PROGRAM, "pipeline.ingest", "pipeline.embed", "pipeline.isolate", "pipeline.export", "pipeline.audit")
+"""Those that fan out, and the program."""
 _Each = Callable[[list[Sequence[Any]]], Iterator[list[Any]]]
 
 

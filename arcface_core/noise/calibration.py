@@ -3,8 +3,8 @@
 The own angles of a crawl mix clean samples with noise. What noise looks like is seen, up to one thing, in the null angles: samples against
 a random OTHER identity. That one thing is attraction: the head was trained on its noise and has pulled it towards the center, by 10 degrees
 and more, so the ratio of upper tails (Storey 2002) finds a fifth of the noise that is there. So the null is allowed to move left, by a
-uniform or an exponential amount, the clean angles may be symmetric, skewed to either side, or have a shoulder (of hard photographs to the right, of samples that a
-small head has learned by heart to the left), every such pair is
+uniform or an exponential amount, the clean angles may be symmetric, skewed to either side, have a shoulder (of hard photographs to the right, of samples that a
+small head has learned by heart to the left) or a long tail (of hard photographs among many good ones), every such pair is
 fitted by EM, and the fits are averaged by their likelihood. Priors worth a few samples each keep thirty photographs from being absurd.
 """
 
@@ -34,6 +34,7 @@ BIN_DEG = 0.25
 NUM_BINS = 720
 _MEAN_ATTRACTIONS_DEG = tuple(range(0, 21, 2))
 _ATTRACTION_PRIOR_DEG = 5.0  # mean of its exponential prior: costs a fit log-likelihood only where the data do not decide
+_TAIL_COST = 5.0  # log-likelihood by which a fit with a long tail must be better: where it is not, its tail explains noise
 _NULL_PRIOR = (90.0, 12.0, 20.0)  # mean and deviation in degrees, and how many samples this is worth
 _CLEAN_DEVIATION_PRIOR = (8.0, 5.0)
 _CLEAN_MEAN_PRIOR = 3.0
@@ -152,7 +153,10 @@ def fit_calibration(own: AngleHistogram, null: AngleHistogram) -> Calibration:
     start_deg = own.quantile_deg(0.3)
     rate_F, noise_FB, mixture_FB = _fit_each(counts_B, noise_FB, start_deg)
 
-    log_likelihood_F = (counts_B * mixture_FB.log()).sum(dim=1) - attraction_F / _ATTRACTION_PRIOR_DEG
+    cost_F = attraction_F / _ATTRACTION_PRIOR_DEG + torch.tensor([_TAIL_COST * (name == "tailed") for name in _SHAPES]).repeat_interleave(
+        len(attraction_F) // len(_SHAPES)
+    )
+    log_likelihood_F = (counts_B * mixture_FB.log()).sum(dim=1) - cost_F
     lag_F = log_likelihood_F.max() - log_likelihood_F
     misfit = _misfit(counts_B, mixture_FB[int(lag_F.argmin())])
     weight_F = torch.softmax(-lag_F / misfit, dim=0)
@@ -302,6 +306,14 @@ def _shouldered(z: Tensor, share: float = 0.15, distance: float = 3.0, spread: f
     return (1 - share) * _gaussian(x) + share / spread * _gaussian((x - distance) / spread)
 
 
+def _tailed(z: Tensor, skewness: float = 1.0) -> Tensor:
+    """A normal plus an exponential amount, as a whole of mean 0, deviation 1 and this skewness, unnormalised. Source: Grushka 1972 (EMG)."""
+    mean = (skewness / 2) ** (1 / 3)
+    deviation = math.sqrt(1 - mean**2)
+    x = z + mean
+    return (deviation**2 / (2 * mean**2) - x / mean + torch.special.log_ndtr(x / deviation - deviation / mean)).exp()
+
+
 _SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     "symmetric": _gaussian,
     "skewed": lambda z: _skewed(z, 0.5),
@@ -311,6 +323,7 @@ _SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     "very left-skewed": lambda z: _skewed(-z, 1.0),
     "left-shouldered": lambda z: _shouldered(-z),
     "left-tailed": lambda z: _shouldered(-z, 0.1, 3.0, 3.0),
+    "tailed": _tailed,
 }
 """Clean angles, standardised, one function a shape."""
 

@@ -311,7 +311,8 @@ def _tailed(z: Tensor, skewness: float = 1.0) -> Tensor:
     mean = (skewness / 2) ** (1 / 3)
     deviation = math.sqrt(1 - mean**2)
     x = z + mean
-    return (deviation**2 / (2 * mean**2) - x / mean + torch.special.log_ndtr(x / deviation - deviation / mean)).exp()
+    log_density: Tensor = deviation**2 / (2 * mean**2) - x / mean + torch.special.log_ndtr(x / deviation - deviation / mean)
+    return log_density.exp()
 
 
 _SHAPES: dict[str, Callable[[Tensor], Tensor]] = {

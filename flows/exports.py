@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
@@ -55,11 +55,12 @@ def export(
     min_images: Annotated[int, Parameter(group=_Form, help="Leave identities with fewer samples out.")] = 1,
     workers: Annotated[int, Parameter(group=_Form, validator=Number(gte=0, lte=MOST_WORKERS), help="Processes; 0 is one per core.")] = 0,
     dry_run: Annotated[bool, Parameter(group=_Form, negative="", help="Say how much it would be, and write nothing.")] = False,
-) -> None:
+) -> int:
     """Write manifest, clean shards and audit page anew, with the decisions that stand; or, with --to, what was kept in another form.
 
-    Nothing is trained again, and no picture is encoded again. Killed or repeated, an export goes on with what is not written yet, which stands
-    in a hidden folder beside --out, `.NAME.partial-...`, until it is finished.
+    run.json and history tell of the new ones; exit code 3: they are beyond a limit of the run's settings. Nothing is trained again, and no picture
+    is encoded again. Killed or repeated, an export goes on with what is not written yet, which stands in a hidden folder beside --out,
+    `.NAME.partial-...`, until it is finished.
 
     Parameters
     ----------
@@ -74,9 +75,9 @@ def export(
     if to is None:
         if out is not None or dry_run:
             raise BadConfig("Say which form to write: --to webdataset, imagefolder, recordio, parquet or hf.")
-        _again(run)
+        warnings = _again(run)
         _out.print(f"Clean shards: {layout.clean}    Manifest: {layout.manifest}", highlight=False, soft_wrap=True)
-        return
+        return 3 if warnings else 0
     if out is None and not dry_run:
         raise BadConfig(f"Say where to: purify export {run} --to {to} --out DIR. With --dry-run nothing is written.")
     from pipeline.config import validate
@@ -100,7 +101,7 @@ def export(
         _again(run)
     if dry_run:
         _print_plan(plan_only(layout.clean, wanted), to)
-        return
+        return 0
     assert out is not None  # noqa: S101 - looked at above
     prepare([PROGRAM, "pipeline.exporters.stream"], workers=workers)
     with claimed(record["crawl"], layout), _told_when_stopped(out, run), _bar(f"export {to}") as progress:
@@ -108,6 +109,7 @@ def export(
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in receipt.counts.items())
     said = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
     _out.print(f"{out}: {said} · {counts}\nCheck it: purify verify {out}", highlight=False, soft_wrap=True)
+    return 0
 
 
 @contextlib.contextmanager
@@ -137,10 +139,14 @@ def parsed_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def _again(run: Path) -> None:
+def _again(run: Path) -> list[str]:
+    """The limits that the new manifest is beyond, which are told."""
     from flows.purify import export as again
 
-    again(run)
+    record: Any = again(run)
+    for warning in record["warnings"]:
+        _out.print(f"[yellow]Mind:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+    return list(record["warnings"])
 
 
 def _print_plan(plan: "Plan", form: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.layout import RoundLayout, RunLayout
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
 from pipeline.retrain import changed
-from pipeline.run_folder import claimed, read_finished, remove_what_is_not_of, write_record
+from pipeline.run_folder import claimed, read_finished, remove_what_is_not_of, write_record, write_record_again
 
 
 @flow(name="purify", persist_result=False)
@@ -51,6 +51,10 @@ def purify(
         create_table_artifact(key="purify-summary", table=summary(record), description=f"Verdicts on {name_of(crawl)}")
         create_markdown_artifact(key="purify-outcome", markdown=_outcome(record, layout), description="What to look at")
         create_link_artifact(key="purify-audit", link=layout.audit_page.resolve().as_uri(), link_text="Audit page")
+    return _marked(record)
+
+
+def _marked(record: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]:
     if record["warnings"]:
         return Completed(name="Warned", message="; ".join(record["warnings"]), data=record)
     return record
@@ -66,23 +70,27 @@ def _outcome(record: dict[str, Any], run: RunLayout) -> str:
 
 
 @flow(name="export", persist_result=False)
-def export(run: Path) -> dict[str, Any]:
-    """Counts of a new manifest and new clean shards from the rounds that stand, with the decisions and settings that stand. Nothing is trained.
+def export(run: Path) -> dict[str, Any] | State[dict[str, Any]]:
+    """The record of the run after a new manifest, clean shards and audit page from the rounds, decisions and settings that stand. Nothing is trained.
+
+    Beyond a limit of the run's settings the flow run is completed in the state `Warned`, as `purify`.
 
     Args:
         run: the folder of a finished run.
     """
     layout = RunLayout(run)
+    started = time.perf_counter()
     record = read_finished(layout)
     config = validate(record["config"])
     last = layout.round(config.rounds)
-    with claimed(record["crawl"], layout):
-        found = (
-            tasks.manifest(layout, last, config),
-            tasks.export(layout, config),
-            tasks.audit(layout, config, f"Purification of {run.name}"),
-        )
-    return {receipt.stage: receipt.counts for receipt in found}
+    with claimed(record["crawl"], layout), told_in(layout.root):
+        found = [
+            ("manifest", tasks.manifest(layout, last, config)),
+            ("export", tasks.export(layout, config)),
+            ("audit", tasks.audit(layout, config, f"Purification of {run.name}")),
+        ]
+        record = write_record_again(record, layout, config, found, time.perf_counter() - started)
+    return _marked(record)
 
 
 def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, Receipt]]:

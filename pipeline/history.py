@@ -1,4 +1,5 @@
-"""What each finished run of a crawl came to, in `RUN/history/`: one small file a run, never rewritten. And the limits that mark a run.
+"""What each finished run of a crawl, and each `purify export` of decisions, came to, in `RUN/history/`: one small file each, never
+rewritten. And the limits that mark a run.
 
 No names stand in it: sources are hosts of URLs and names of tars.
 """
@@ -34,7 +35,10 @@ def run_id(run: RunLayout) -> str:
 
 
 def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
-    """The entry of the manifest that stands, written unless it is the last one already."""
+    """The entry of the manifest that stands, written unless it is the last one already.
+
+    Where the last entry has the same angles nothing was judged since (only decisions or settings of the export changed): its drift stands.
+    """
     entries = read_history(run.root)
     identifier = run_id(run)
     if entries and entries[-1]["run_id"] == identifier:
@@ -58,6 +62,9 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
     angles = [0] * 180
     for degrees, count in counted:
         angles[degrees] = count
+    moved = None
+    if entries:
+        moved = entries[-1]["drift"] if entries[-1]["angles"] == angles else drift(entries[-1]["angles"], angles)
     entry: dict[str, Any] = {
         "run_id": identifier,
         "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -68,7 +75,7 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
         "noise_rate": round(judged["noise_rate"], 4),
         "noise_rate_low": round(judged["noise_rate_low"], 4),
         "noise_rate_high": round(judged["noise_rate_high"], 4),
-        "drift": drift(entries[-1]["angles"], angles) if entries else None,
+        "drift": moved,
         "angles": angles,
         "sources": [{"source": source, "samples": count, "noise": noise} for source, count, noise in sources],
     }

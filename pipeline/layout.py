@@ -77,7 +77,7 @@ class RunLayout:
 
     @property
     def history(self) -> Path:
-        """000001-<run id>.json ...: what each finished run came to, never rewritten."""
+        """000001-<run id>.json ...: what each finished run, and each export of decisions, came to, never rewritten."""
         return self.root / "history"
 
     @property

@@ -93,9 +93,22 @@ def write_record(
     crawl: Location, run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float
 ) -> dict[str, Any]:
     """run.json of a finished run, which is also returned; and its entry in `history/`. `receipts`: (name of the stage, its receipt), in order."""
+    return _write(recorded(crawl), run, config, [told_of(name, one) for name, one in receipts], seconds)
+
+
+def write_record_again(
+    record: dict[str, Any], run: RunLayout, config: Config, receipts: Sequence[tuple[str, Receipt]], seconds: float
+) -> dict[str, Any]:
+    """As `write_record`, when only the stages of `receipts` were looked at again; the others stay as `record`, run.json so far, tells of them."""
+    again = {name: told_of(name, one) for name, one in receipts}
+    stages = [again.pop(stage["stage"], stage | {"reused": True}) for stage in record["stages"]]
+    return _write(record["crawl"], run, config, [*stages, *again.values()], seconds)
+
+
+def _write(crawl: str, run: RunLayout, config: Config, stages: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     entry = remember(run, config.rounds)
     record: dict[str, Any] = {
-        "crawl": recorded(crawl),
+        "crawl": crawl,
         "finished": True,
         "run_id": entry["run_id"],
         "warnings": exceeded(entry, config.limits),
@@ -103,7 +116,7 @@ def write_record(
         "config": as_dict(config),
         "versions": versions(),
         "cores": os.cpu_count(),
-        "stages": [told_of(name, one) for name, one in receipts],
+        "stages": stages,
     }
     write_json(run.run_json, record)
     return record

@@ -22,6 +22,8 @@ from pipeline.decisions import decide
 from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput, HeadNotLearned, StaleInput
 from pipeline.forget import forget
+from pipeline.history import read_history
+from pipeline.receipts import mark_of
 from pipeline.score import score
 from tests.pipeline.embedder_models import write
 
@@ -240,6 +242,17 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     now = manifest(run).set_index("source_uri")
     assert now.loc[dropped["source_uri"], "clean_shard"] == "clean-000000" and pd.isna(now.loc[kept["source_uri"], "clean_identity"])
     assert now.loc[dropped["source_uri"], "decided_by"] == "person:Eve" and now.loc[dropped["source_uri"], "rule_verdict"] == "drop"
+    before, record = finished[2], json.loads((run / "run.json").read_text())
+    counts = {stage["stage"]: stage["counts"] for stage in record["stages"]}
+    assert record["run_id"] == mark_of(run / "manifest")[:16] != before["run_id"]
+    assert stages(record).keys() == stages(before).keys() and {name for name, same in stages(record).items() if not same} == {
+        "manifest",
+        "export",
+        "audit",
+    }
+    assert counts["manifest"]["exported"] == counts["export"]["samples"] == int(now["clean_shard"].notna().sum())
+    assert {entry["run_id"]: entry["keep"] for entry in read_history(run)}[record["run_id"]] == int((now["verdict"] == "keep").sum())
+    assert "Finished." in said("status", str(run)) and record["run_id"] in said("history", str(run))
     names = [name for tar in (run / "clean").glob("*.tar") for name in _members(tar)]
     assert f"{dropped['sample_id']}.jpg" in names and f"{kept['sample_id']}.jpg" not in names
     assert (run / "rounds" / "2" / "train" / "_receipt.json").read_bytes() == trained
@@ -248,6 +261,13 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     said("undo", str(run), "--sample", dropped["sample_id"], "--sample", kept["sample_id"], "--by", "Eve")
     said("export", str(run))
     assert manifest(run)["verdict"].tolist() == manifest(finished[1])["verdict"].tolist()
+    record = json.loads((run / "run.json").read_text())
+    assert record["run_id"] == before["run_id"] and [entry["run_id"] for entry in read_history(run)][-1] == before["run_id"]
+    assert len(read_history(run)) == 3 and {entry["drift"] for entry in read_history(run)} == {None}, "nothing was judged anew"
+    (run / "run.json").write_text(json.dumps(record | {"config": record["config"] | {"limits": {"kept_share": 1.0}}}))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", str(run)])
+    assert stop.value.code == 3 and "limits.kept_share" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_protected_set_is_found_in_the_crawl_and_left_out(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -355,4 +375,8 @@ def test_a_given_model_purifies_without_training(finished: tuple[Path, Path, dic
     assert facts["embedder"]["sha256"] == hashlib.sha256((run / "embedder" / "model.onnx").read_bytes()).hexdigest()
     told = forget(run, identities=[rows["identity"].iloc[0]])
     assert told.unknown == () and told.trained == 0 and told.files["centers"] >= 2, "no weights have learned from anybody"
-    assert export(run)["clean"] == facts["export"], "what was given is not asked for again"
+    again: Any = export(run)
+    assert {stage["stage"]: stage["counts"] for stage in again["stages"]}["export"] == facts["export"], (
+        "what was given is not asked for again"
+    )
+    assert stages(again).keys() == stages(record).keys()

@@ -55,6 +55,12 @@ def test_an_entry_says_what_the_manifest_says_and_is_written_once(tmp_path: Path
     write_json(run.manifest / "_receipt.json", {"stage": "manifest", "fingerprint": "b" * 64, "counts": {}, "seconds": 1.0})
     remember(run, 1)
     assert [one["run_id"][0] for one in read_history(run.root)] == ["a", "b"]
+    last = run.history / f"000002-{'b' * 16}.json"
+    for angles, drift_of, named in ((entry["angles"], 0.07, "c"), ([3 * one for one in entry["angles"]], None, "d")):
+        write_json(last, read_history(run.root)[1] | {"drift": 0.07, "angles": angles})
+        write_json(run.manifest / "_receipt.json", {"stage": "manifest", "fingerprint": named * 64, "counts": {}, "seconds": 1.0})
+        assert remember(run, 1)["drift"] == drift_of, "the drift of a judgement stands until there is another"
+        (run.history / f"000003-{named * 16}.json").unlink()
     (run.history / "000001-aaaaaaaaaaaaaaaa.json").write_text("{")
     with pytest.raises(BadInput, match="is damaged"):
         read_history(run.root)

@@ -24,7 +24,7 @@ from pipeline.run_folder import versions
 from pipeline.shards import shard_stems
 from pipeline.sums import prove_twins
 
-VERSION = 5
+VERSION = 6
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -114,7 +114,9 @@ def write_audit(
             pair[f"{of}_face"] = _write_face(seen[0], f"inversions/pair-{number:02d}-{place}.png", out) if seen else None
     shared = {"title": title, "lists": len(lists), "drawn": len(names), "people": everyone.num_rows}
     pages = {
-        "identity.html": page("person.html.jinja", style=("base.css",), script=("page.js", "ask.js", "tiles.js", "person.js"), **shared),
+        "identity.html": page(
+            "person.html.jinja", style=("base.css",), script=("page.js", "ask.js", "names.js", "tiles.js", "person.js"), **shared
+        ),
         "index.html": page(
             "overview.html.jinja",
             style=("base.css",),

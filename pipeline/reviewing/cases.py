@@ -1,15 +1,16 @@
 """Which cases a person is asked about, the most informative first.
 
-Three kinds of sample, and one of identity, take turns: samples at the cut, samples on which two judges differ most, proposed relabels, and
+Three kinds of sample, and one of identity, take turns: samples nearest to the cut, samples on which two judges differ most, proposed relabels, and
 two names that may be one person. Nothing is asked about twice: what a person decided is left out.
 """
 
 import hashlib
 import json
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -43,11 +44,12 @@ def find_cases(run: Path, decided: Set[str], *, most: int = MOST) -> list[Case]:
     if not any(layout.manifest.glob("part-*.parquet")):
         raise BadInput(f"{run} has no manifest yet, so there is nothing to review. Run `purify run CRAWL {run}` first.")
     numbers = round_numbers(run)
+    judge = _judge(layout, numbers)
     given = {"manifest": every(layout.manifest, "part-*.parquet"), "most": most}
     with duckdb.connect() as db:
         db.register("decided", pa.table({"sample_id": pa.array(sorted(decided), pa.string())}))
         kinds = {
-            "cut": fetch(db, _CUT_SQL, given | {"cut": _cut(layout, numbers)}),
+            "cut": fetch(db, _CUT_SQL, given | {"cut": float(judge.get("max_noise_probability") or 0.5), "rule": _rule_in_words(judge)}),
             "judges": fetch(db, _JUDGES_SQL, given | {"paper": PAPER_DEG}),
             "relabel": fetch(db, _RELABEL_SQL, given),
         }
@@ -81,10 +83,16 @@ def _key(kind: str, name: str) -> str:
     return kind + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _cut(layout: RunLayout, numbers: list[int]) -> float:
+def _judge(layout: RunLayout, numbers: list[int]) -> dict[str, Any]:
     judge = layout.round(numbers[-1]).noise / "judge.json" if numbers else None
-    facts = json.loads(judge.read_text("utf-8")) if judge and judge.exists() else {}
-    return float(facts.get("max_noise_probability") or 0.5)
+    return json.loads(judge.read_text("utf-8")) if judge and judge.exists() else {}
+
+
+def _rule_in_words(judge: Mapping[str, Any]) -> str:
+    """Where the rule cuts, as the rest of a sentence about one sample; empty for a rule that does not cut by one number."""
+    if judge.get("rule") == "calibrated":
+        return f"; the rule cuts at {judge['max_noise_probability']:.2f}"
+    return f"; the rule cuts by angle, at {judge['max_angle_deg']:.1f} degrees" if judge.get("rule") == "angle" else ""
 
 
 _JUDGED_SQL = """
@@ -96,7 +104,7 @@ _JUDGED_SQL = """
 _CUT_SQL = (
     _JUDGED_SQL
     + """
-    SELECT sample_id, identity, other_identity, printf('It lies at the cut: the probability that it is noise is %.2f.', noise_probability) AS why
+    SELECT sample_id, identity, other_identity, printf('The probability that it is noise is %.2f%s.', noise_probability, $rule) AS why
     FROM judged WHERE noise_probability IS NOT NULL AND NOT isnan(noise_probability)
     ORDER BY abs(noise_probability - $cut), source_uri LIMIT $most
 """

@@ -129,15 +129,15 @@ class Desk:
             self._refresh()
             return count
 
-    def decide(self, reviewer: str, sample: str, verdict: str) -> int:
-        """As `answer`, on any sample of the run; relabel is to the identity that is proposed for it. Raises BadInput."""
+    def decide(self, reviewer: str, sample: str, verdict: str, *, identity: str | None = None) -> int:
+        """As `answer`, on any sample of the run; without `identity` relabel is to the one that is proposed for it. Raises BadInput."""
         with self._lock:
             rows = self._rows("sample_id = $sample", {"sample": sample})
             if not rows:
                 raise BadInput("This run has no such sample.")
             case = asked_again(sample, rows[0]["identity"], rows[0]["other_identity"])
             self._by_key.setdefault(case.key, case)
-            return self.answer(reviewer, case.key, verdict)
+            return self.answer(reviewer, case.key, verdict, identity=identity)
 
     def standing(self, samples: Sequence[str]) -> dict[str, dict[str, str | None]]:
         """What was decided of these samples: sample_id -> verdict, identity (of a relabel) and by whom, as shown."""

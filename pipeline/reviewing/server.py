@@ -24,6 +24,7 @@ from pipeline.reviewing.pages import AuditPages
 _SAMPLE = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 Sample = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Reviewer = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(max_length=1024)]
 Key = Annotated[str, Field(pattern=r"^[sm][0-9a-f]{32}$")]
 
 
@@ -38,13 +39,14 @@ class _Skipped(_Asked):
 
 class _Answered(_Skipped):
     verdict: Annotated[str, Field(pattern="^(keep|drop|relabel|merge|apart)$")]
-    identity: Annotated[str, Field(max_length=1024)] | None = None
+    identity: Name | None = None
     note: Annotated[str, Field(max_length=1000)] = ""
 
 
 class _Decided(_Asked):
     sample: Sample
     verdict: Annotated[str, Field(pattern="^(keep|drop|relabel)$")]
+    identity: Name | None = None
 
 
 class _Standing(_Asked):
@@ -93,7 +95,13 @@ def open_review(run: Path, *, port: int = 0, title: str) -> Review:
 def application(desk: Desk, pages: AuditPages, title: str) -> FastAPI:
     """The addresses, without who may ask for them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    html = page("review.html.jinja", style=("base.css", "review.css"), script=("page.js", "ask.js", "review.js"), connect=True, title=title)
+    html = page(
+        "review.html.jinja",
+        style=("base.css", "review.css"),
+        script=("page.js", "ask.js", "names.js", "review.js"),
+        connect=True,
+        title=title,
+    )
 
     @app.exception_handler(PurifyError)
     def explained(_: Request, error: PurifyError) -> JSONResponse:
@@ -102,6 +110,11 @@ def application(desk: Desk, pages: AuditPages, title: str) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"error": f"That is no request of the review page: {error.errors()[0]['msg']}."}, 422)
+
+    def known(identity: str | None) -> str | None:
+        if identity is not None and not desk.has_identity(identity):
+            raise BadInput("There is no identity of exactly that name in this run.")
+        return identity
 
     @app.get("/review.html")
     def review() -> Response:
@@ -115,14 +128,12 @@ def application(desk: Desk, pages: AuditPages, title: str) -> FastAPI:
     @app.post("/api/answer")
     def answer(said: _Answered) -> JSONResponse:
         reviewer = require_reviewer(said.by)
-        if said.identity is not None and not desk.has_identity(said.identity):
-            raise BadInput("There is no identity of exactly that name in this run.")
-        count = desk.answer(reviewer, said.key, said.verdict, identity=said.identity, note=said.note)
+        count = desk.answer(reviewer, said.key, said.verdict, identity=known(said.identity), note=said.note)
         return JSONResponse({"recorded": count, "cases": desk.next(reviewer), "progress": desk.progress(reviewer)})
 
     @app.post("/api/decide")
     def decide(said: _Decided) -> JSONResponse:
-        return JSONResponse({"recorded": desk.decide(require_reviewer(said.by), said.sample, said.verdict)})
+        return JSONResponse({"recorded": desk.decide(require_reviewer(said.by), said.sample, said.verdict, identity=known(said.identity))})
 
     @app.post("/api/standing")
     def standing(said: _Standing) -> JSONResponse:

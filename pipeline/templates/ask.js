@@ -1,6 +1,7 @@
 // Talking to the review server, from the pages that it serves.
 
 const DONE = { keep: "Kept", drop: "Dropped", relabel: "Relabelled", merge: "Merged", apart: "Kept apart" };
+const NOT_PROPOSED = "No identity is proposed for this face. O relabels it to one that you name.";
 let reviewer = "";
 
 /** What the server answers. Throws an error whose message is for the reviewer. */

@@ -1,8 +1,8 @@
 // One case at a time, answered by a key or a button. Nothing is shown as done before the server has said that it is on disk.
 {
   const place = (id) => document.getElementById(id);
-  const [question, box, said, trouble, entry, relabel, whose, suggested, who] = ["question", "case", "said", "trouble", "sign", "relabel", "whose", "suggested", "who"].map(place);
-  let current = null, isBusy = false, picked = -1, offered = [];
+  const [question, box, said, trouble, entry, who] = ["question", "case", "said", "trouble", "sign", "who"].map(place);
+  let current = null, isBusy = false;
 
   /** Runs one request at a time; what goes wrong is said, and the case stays. */
   const during = async (work) => {
@@ -34,11 +34,11 @@
     const merge = current.kind === "merge";
     return el("div", { class: "answers", role: "group", "aria-label": "Answers" },
       ...(merge ? [button("M", `Merge ${count(current.moves)} ${current.moves === 1 ? "sample" : "samples"} into `, () => answer("merge"), current.other), button("A", "Keep apart", () => answer("apart"))]
-        : [button("K", "Keep", () => answer("keep")), button("D", "Drop", () => answer("drop")), current.other ? button("R", "Relabel to ", () => answer("relabel"), current.other) : null, button("O", "Other identity …", openRelabel)]),
+        : [button("K", "Keep", () => answer("keep")), button("D", "Drop", () => answer("drop")), current.other ? button("R", "Relabel to ", () => answer("relabel"), current.other) : null, button("O", "Other identity …", names.open)]),
       button("S", "Skip", skip), button("U", "Undo", undo));
   };
   const show = (told) => {
-    closeRelabel();
+    names.close();
     const progress = told.progress;
     place("progress").textContent = `${count(progress.mine)} decided by you, ${count(progress.others)} by others; ${count(progress.waiting)} cases wait`;
     current = told.cases[0] ?? null;
@@ -68,32 +68,9 @@
   const skip = () => during(async () => { show(await ask("api/skip", { key: current.key })); said.textContent = "Skipped."; });
   const undo = () => during(async () => { const told = await ask("api/undo", {}); show(told); said.textContent = `Taken back: ${count(told.undone)} ${told.undone === 1 ? "decision" : "decisions"}.`; });
 
-  function openRelabel() { relabel.hidden = false; whose.value = ""; offer([]); whose.focus(); }
-  function closeRelabel() { relabel.hidden = true; }
-  const pick = (at) => {
-    picked = at;
-    [...suggested.children].forEach((one, place) => one.setAttribute("aria-selected", String(place === at)));
-    if (at >= 0) whose.setAttribute("aria-activedescendant", `suggested-${at}`); else whose.removeAttribute("aria-activedescendant");
-  };
-  const offer = (names) => {
-    offered = names;
-    suggested.replaceChildren(...names.map(([, shown], at) => { const one = el("li", { role: "option", id: `suggested-${at}` }, el("bdi", {}, shown)); one.addEventListener("click", () => answer("relabel", offered[at][0])); return one; }));
-    whose.setAttribute("aria-expanded", String(names.length > 0));
-    pick(-1);
-  };
-  whose.addEventListener("input", async () => {
-    const like = whose.value;
-    try {
-      const names = like.trim() ? await ask(`api/names?like=${encodeURIComponent(like)}`) : [];
-      if (whose.value === like) offer(names);
-    } catch (error) { trouble.textContent = error.message; trouble.hidden = false; }
-  });
-  whose.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowDown" || event.key === "ArrowUp") { event.preventDefault(); pick(Math.max(-1, Math.min(offered.length - 1, picked + (event.key === "ArrowDown" ? 1 : -1)))); }
-  });
-  relabel.addEventListener("submit", (event) => { event.preventDefault(); answer("relabel", picked >= 0 ? offered[picked][0] : whose.value); });
-  relabel.addEventListener("keydown", (event) => { if (event.key === "Escape") { closeRelabel(); question.focus(); } });
-  place("cancel").addEventListener("click", () => { closeRelabel(); question.focus(); });
+  const wrong = (text) => { trouble.textContent = text ?? ""; trouble.hidden = text === null; };
+  const names = nameForm({ choose: (name) => answer("relabel", name), wrong, left: () => question.focus() });
+  said.after(names.form);
 
   const KEYS = { k: "keep", d: "drop", r: "relabel", m: "merge", a: "apart" };
   addEventListener("keydown", (event) => {
@@ -101,10 +78,13 @@
     const key = event.key.toLowerCase();
     if (key === "u") { undo(); return; }
     if (current === null) return;
-    const merge = current.kind === "merge";
+    const isOfNames = key === "m" || key === "a";
     if (key === "s") skip();
-    else if (key === "o" && !merge) { event.preventDefault(); openRelabel(); }
-    else if (KEYS[key] && (merge ? key === "m" || key === "a" : key === "k" || key === "d" || (key === "r" && current.other))) answer(KEYS[key]);
+    else if (!KEYS[key] && key !== "o") return;
+    else if (isOfNames !== (current.kind === "merge")) said.textContent = isOfNames ? "M and A answer whether two names are one person. Of this face: K, D, R or O." : "Two names are asked about: M merges them, A keeps them apart.";
+    else if (key === "o") { event.preventDefault(); names.open(); }
+    else if (key === "r" && !current.other) said.textContent = NOT_PROPOSED;
+    else answer(KEYS[key]);
   });
 
   const begin = (name) => during(async () => {
@@ -116,8 +96,8 @@
     who.textContent = `You are ${name}. Somebody else?`;
     show(told);
   });
-  const welcome = () => { reviewer = ""; current = null; box.hidden = true; who.hidden = true; entry.hidden = false; question.textContent = "Who reviews?"; place("name").focus(); };
-  entry.addEventListener("submit", (event) => { event.preventDefault(); begin(place("name").value.trim()); });
+  const welcome = () => { names.close(); wrong(null); reviewer = ""; current = null; box.hidden = true; who.hidden = true; entry.hidden = false; question.textContent = "Who reviews?"; place("name").focus(); };
+  entry.addEventListener("submit", (event) => { event.preventDefault(); const name = place("name").value.trim(); if (name) begin(name); else wrong("Type your name first: it stands under every decision."); });
   who.addEventListener("click", () => { localStorage.removeItem("purify-reviewer"); welcome(); });
   const known = localStorage.getItem("purify-reviewer");
   welcome();

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.browser
 
 KEY = "return document.querySelector('[data-key]')?.dataset.key"
 SAMPLE = "return document.querySelector('[data-key]')?.dataset.sample"
+SAID = "return document.querySelector('[role=status]').textContent"
+TROUBLE = "const trouble = document.getElementById('trouble'); return trouble.hidden ? null : trouble.textContent"
 QUESTION = "return document.getElementById('question').textContent"
 
 
@@ -93,6 +95,34 @@ def test_relabel_by_name_with_the_keyboard_alone(browser: Browser, run: Path) ->
         assert len(standing(run)) == 1
         browser.press("Escape")
         assert browser.run("return document.getElementById('relabel').hidden && document.activeElement.id === 'question'")
+        assert browser.run("return document.getElementById('trouble').hidden"), "what was wrong goes with the dialog"
+        browser.press("o", "Enter")
+        assert "Type a name first" in browser.until(TROUBLE) and browser.run("return document.activeElement.id") == "whose"
+        browser.press("x")
+        assert browser.run(TROUBLE) is None, "typing on, nothing is wrong any more"
+
+
+def test_keys_that_are_no_answer_say_so(browser: Browser, run: Path) -> None:
+    with served(run) as address:
+        browser.open(address)
+        browser.run("localStorage.clear()")
+        browser.open(address)
+        browser.until("return document.activeElement.id === 'name'")
+        browser.press(" ", "Enter")
+        assert "Type your name first" in browser.until(TROUBLE)
+        browser.press("Ann", "Enter")
+        browser.until(KEY)
+        assert browser.run(TROUBLE) is None
+        while browser.run("return Boolean(document.querySelector('[aria-keyshortcuts=r]'))"):
+            press(browser, "s")
+        browser.press("r")
+        assert "No identity is proposed" in browser.run(SAID)
+        browser.press("m")
+        assert "Of this face: K, D, R or O" in browser.run(SAID)
+        while browser.run(QUESTION) != "Are these one person?":
+            press(browser, "s")
+        browser.press("d")
+        assert "M merges them, A keeps them apart" in browser.run(SAID) and standing(run) == {}
 
 
 def test_a_server_that_dies_loses_nothing_that_was_confirmed(browser: Browser, run: Path) -> None:
@@ -202,4 +232,39 @@ def test_faces_are_answered_on_their_identitys_page(browser: Browser, run: Path)
         assert standing(run) == {relabelled: ("relabel", "Ann")}
         browser.press("r")
         assert standing(run) == {relabelled: ("relabel", "Ann")}, "nothing is proposed for this one"
+        assert "No identity is proposed" in browser.run(SAID)
+        browser.press("m")
+        assert "answers a case of the queue" in browser.run(SAID)
         assert [entry["message"] for entry in browser.console()] == []
+
+
+def test_a_face_is_relabelled_by_name_on_its_identitys_page(browser: Browser, run: Path) -> None:
+    write_audit(run, run / "audit", title="t", identities=9, faces=12, inversions={})
+    focused = "return document.activeElement.dataset.sample"
+    with served(run) as address:
+        begin(browser, address)
+        browser.open(address.replace("review.html", "identity.html#n0"))
+        browser.until("return document.body.dataset.ready === '0'")
+        browser.press("k")
+        assert "Go to a face first" in browser.run(SAID)
+        browser.run("document.querySelector('.subcenter .face').focus()")
+        sample = browser.run(focused)
+        browser.press("o", "nobody", "Enter")
+        browser.until(f"return ({SAID.removeprefix('return ')}).includes('no identity of exactly that name')")
+        browser.press("Escape")
+        assert browser.run(focused) == sample and browser.run(SAID) == "" and standing(run) == {}
+        browser.press("o", "onerror")
+        browser.until("return document.querySelectorAll('#suggested li').length === 1")
+        browser.press("ArrowDown", "Enter")
+        browser.until("return document.querySelectorAll('.subcenter .answered').length === 1 && document.getElementById('relabel').hidden")
+        assert browser.run(focused) == sample and browser.run(SAID) == "Relabelled. U takes it back."
+        (row,) = decisions.read_standing(run).to_pylist()
+        assert (row["sample_id"], row["verdict"], row["clean_identity"]) == (sample, "relabel", IMG)
+        assert browser.run(
+            "const b = document.querySelector('.bench').getBoundingClientRect(); return b.bottom <= innerHeight && b.height > 0"
+        )
+        browser.run("localStorage.clear()")
+        browser.reload()
+        browser.until("return document.body.dataset.ready === '0'")
+        browser.press("d")
+        assert "Say who you are first" in browser.run(SAID) and len(standing(run)) == 1

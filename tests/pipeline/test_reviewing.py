@@ -53,7 +53,7 @@ def test_cases_come_in_turn_each_kind_by_how_much_it_tells(run: Path) -> None:
     by_kind = {kind: [case for case in cases if case.kind == kind] for kind in ("cut", "judges", "relabel", "merge")}
     assert [case.sample_id for case in by_kind["cut"][:2]] == [key(7), key(6)], "0.5 and 2 degrees from the cut at 75"
     assert [case.sample_id for case in by_kind["judges"]] == [key(8)], "kept by the rule at 76 degrees"
-    assert "0.47" in by_kind["cut"][0].why
+    assert by_kind["cut"][0].why == "The probability that it is noise is 0.47; the rule cuts by angle, at 75.0 degrees."
     (merge,) = by_kind["merge"]
     assert (merge.identity, merge.other_identity, merge.sample_id) == (BOB, ANN, key(10)), "the smaller into the larger, by its surest face"
     assert len({case.key for case in cases}) == len(cases), "one sample is asked about once"
@@ -68,6 +68,15 @@ def test_judges_that_differ_most_come_first(run: Path) -> None:
     assert told == ["The rule says drop, the paper's cut at 75 degrees says keep: it lies at 60.0."], (
         "the other one was asked as lying at the cut"
     )
+
+
+def test_what_is_said_of_a_sample_far_from_the_cut_is_true_of_it(run: Path) -> None:
+    judge = RunLayout(run).round(2).noise / "judge.json"
+    told = json.loads(judge.read_text("utf-8")) | {"rule": "calibrated", "max_angle_deg": None, "max_noise_probability": 0.4}
+    judge.write_text(json.dumps(told), "utf-8")
+    said = {case.sample_id: case.why for case in find_cases(run, set()) if case.kind == "cut"}
+    assert said[key(0)] == "The probability that it is noise is 0.00; the rule cuts at 0.40.", "at 30 degrees"
+    assert said[key(7)] == "The probability that it is noise is 0.47; the rule cuts at 0.40."
 
 
 def test_what_a_person_decided_is_not_asked(run: Path) -> None:

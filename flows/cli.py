@@ -41,7 +41,6 @@ DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]
 _out = Console()
 _READERS = {"duckdb", "_duckdb", "pyarrow"}
 _DAMAGED = "`purify verify RUN` tells which are damaged; remove their folder (manifest/, rounds/1/noise/ ...), and the same `purify run` makes it anew."
-_STOPPED = "Stopped. The same command goes on where it stopped."
 _Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
 Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]
 ConfigFile = Annotated[
@@ -253,26 +252,18 @@ def synthesize(
 
 def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[str, Any]:
     started = time.perf_counter()
-    from httpx import HTTPError
-    from prefect.exceptions import PrefectException
-
     from flows.purify import purify
+    from flows.server import told_to_prefect
     from pipeline.inputs import check_inputs
     from pipeline.layout import RunLayout
     from pipeline.run_folder import claimed
 
     # What can be refused is refused before Prefect's server takes its half a minute to start.
-    check_inputs(crawl, RunLayout(run), config)
-    with claimed(crawl, RunLayout(run)):
+    layout = RunLayout(run)
+    check_inputs(crawl, layout, config)
+    with claimed(crawl, layout):
         pass
-    try:
-        found: Any = purify(crawl, run, config, **workers)
-    except (HTTPError, PrefectException) as error:
-        raise PurifyError(
-            f"Prefect's server does not answer ({type(error).__name__}). Finished work is kept: the same command goes on where it stopped. "
-            "Without PREFECT_API_URL in the environment it needs no server of yours."
-        ) from error
-    record: dict[str, Any] = found
+    record: dict[str, Any] = told_to_prefect(purify, layout, crawl, run, config, **workers)
     return record | {"wall_seconds": time.perf_counter() - started}
 
 
@@ -342,20 +333,28 @@ def _summarise(record: dict[str, Any], run: Path) -> int:
     return 3 if record["warnings"] else 0
 
 
-class _Terminated(BaseException):
-    pass
+class _Stopped(BaseException):
+    """By a signal. What is half done is discarded on its way, and Prefect's server ended."""
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
+_stops: list[int] = []
+"""Signals that were received. After one, whatever else is raised is of the stopping: all processes of a terminal or a job are signalled together."""
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    _stops.append(number)
+    raise _Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code 0: done; 1: failed, and the message says how to mend it; 2: wrong settings or usage; 3: done, beyond a limit."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # errors are told here, in words, without the trace of the engine
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # Prefect's, which warns at the end of a failed flow that it is not done yet
     code, message = 0, ""
-    before = signal.signal(signal.SIGTERM, _terminate)  # so that what is half done is discarded, and Prefect's server ended
+    _stops.clear()
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in heeded}
     try:
         app(argv, exit_on_error=False)
     except CycloptsError:  # it has told what is wrong
@@ -366,17 +365,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             error.__traceback__
         )  # Prefect keeps them to the end of the process, where DuckDB complains of what they hold
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in _READERS:
+        if not _stops and type(error).__module__.split(".")[0] not in _READERS:
             raise
         reason = str(error).strip().partition("\n")[0]
         code, message = 1, f"[bold red]purify:[/bold red] A file of the run cannot be read: {escape(reason)}. {_DAMAGED}"
         traceback.clear_frames(error.__traceback__)
-    except KeyboardInterrupt:
-        code, message = 130, _STOPPED
-    except _Terminated:
-        code, message = 128 + signal.SIGTERM, _STOPPED
+    except (_Stopped, KeyboardInterrupt):
+        pass
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if _stops:
+        code, message = 128 + _stops[0], "Stopped. The same command goes on where it stopped."
     if code:
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(code)

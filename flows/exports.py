@@ -142,8 +142,10 @@ def parsed_bytes(text: str) -> int:
 def _again(run: Path) -> list[str]:
     """The limits that the new manifest is beyond, which are told."""
     from flows.purify import export as again
+    from flows.server import told_to_prefect
+    from pipeline.layout import RunLayout
 
-    record: Any = again(run)
+    record: Any = told_to_prefect(again, RunLayout(run), run)
     for warning in record["warnings"]:
         _out.print(f"[yellow]Mind:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     return list(record["warnings"])

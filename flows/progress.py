@@ -5,6 +5,7 @@ import datetime
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import PrefectException
+from prefect.exceptions import PrefectException, TerminationSignal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -26,6 +27,8 @@ from pipeline.status import Story, told_of
 LOG_FORM = "PURIFY_LOG"
 """Environment variable: `json` for one object a line on standard error; else words and bars."""
 _PREFECT_EVERY_S = 10.0
+_PREFECT_AGAIN_S = 120.0
+"""After it did not answer: each time is a wait."""
 _story: ContextVar[Story | None] = ContextVar("story", default=None)
 _log = logging.getLogger("purify")
 console = Console(stderr=True)
@@ -61,12 +64,13 @@ def shown(stage: str) -> Iterator[Report]:
             now = time.monotonic()
             if not _in_flow() or (now - told < _PREFECT_EVERY_S and done < total) or now - started < _PREFECT_EVERY_S:
                 return
-            told, percent = now, 100.0 * done / max(total, 1)
+            told, percent = now + _PREFECT_AGAIN_S, 100.0 * done / max(total, 1)
             with tolerated("of the progress"):
                 if artifact is None:
                     artifact = create_progress_artifact(progress=percent, key=key(stage), description=stage)
                 else:
                     update_progress_artifact(artifact_id=artifact, progress=percent)
+                told = now
 
         yield report
 
@@ -88,7 +92,16 @@ def tolerated(what: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, PrefectException) as error:
+        heed_signal(error)
         say("warning", f"Prefect was not told {what}: {type(error).__name__}", error=type(error).__name__)
+
+
+def heed_signal(error: BaseException | None) -> None:
+    """Raise the signal again that `error` came out of: one to a whole job ends Prefect's server too, which then cannot be told of it."""
+    while error is not None and not isinstance(error, TerminationSignal):  # Prefect makes it of SIGTERM, while a flow runs
+        error = error.__context__
+    if error is not None:
+        signal.raise_signal(error.signal)
 
 
 def finished(stage: str, receipt: Receipt) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -57,9 +58,13 @@ def prepare(modules: Sequence[str], *, workers: int) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
     before = os.environ.get("OMP_NUM_THREADS")  # libraries read it when they are loaded
     os.environ.setdefault("OMP_NUM_THREADS", _threads(worker_count(workers)))
+    resource_tracker.ensure_running()  # by which a thread ends with nothing blocked
+    # Ctrl-C goes to all processes of a terminal. The caller stops, and these with it: what a thread has blocked its child has, and theirs.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
 

@@ -22,6 +22,7 @@ from pipeline.receipts import Progress as Report
 
 if TYPE_CHECKING:
     from pipeline.exporters.plan import Plan
+    from pipeline.verify import Verified
 
 _out = Console()
 _Form = Group("Export", help="With --to and --out: write what was kept in another form. docs/exports.md shows each.")
@@ -175,6 +176,8 @@ def verify(
 ) -> None:
     """Check every file of a run, of its raw/ or clean/, or of an export, against what it says that it holds. Exit code 1 when something is wrong.
 
+    Of a run that is not finished it checks what is there, and says what is not there yet.
+
     Parameters
     ----------
     place:
@@ -192,11 +195,24 @@ def verify(
         _out.print(f"{escape(one.name)}: {escape(one.what)}", highlight=False, soft_wrap=True)
     if len(found.findings) > _MOST:
         _out.print(f"... and {len(found.findings) - _MOST:,} more", highlight=False)
+    if found.is_unfinished:
+        _out.print(escape(_unfinished(found, place)), highlight=False, soft_wrap=True)
     if found.findings:
         raise BadShard(f"{len(found.findings):,} findings in {found.files:,} files of {place}. {advice(place)}")
     seconds = time.perf_counter() - started
+    said = "what is there is as it should be" if found.is_unfinished else "all as they should be"
     _out.print(
-        f"{place}: {found.files:,} files, {found.bytes / 1e6:,.1f} MB, all as they should be ({seconds:.1f} s)",
-        highlight=False,
-        soft_wrap=True,
+        f"{escape(place)}: {found.files:,} files, {found.bytes / 1e6:,.1f} MB, {said} ({seconds:.1f} s)", highlight=False, soft_wrap=True
     )
+
+
+def _unfinished(found: "Verified", place: str) -> str:
+    there = (
+        f"only what is finished was checked: {', '.join(found.there)}"
+        if found.there
+        else "no stage is finished, so there was nothing to check"
+    )
+    missing = (
+        f" Not there yet: {', '.join(found.missing)}, and any further round." if found.missing else " Some of it may still be made anew."
+    )
+    return f"This run is not finished; {there}.{missing} How far it is: purify status {place}"

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import load
@@ -49,12 +50,14 @@ def status(run: Path, *, format: Format = "table") -> None:
         share = f"{found.done} of {found.total}" if found.total else "begun"
         table.add_row(f"[bold]{found.stage}[/bold]", share, _rate(found.per_second), _time(found.left_s))
     _out.print(table)
-    _out.print(_sentence(found, run), highlight=False, soft_wrap=True)
+    _out.print(escape(_sentence(found, run)), highlight=False, soft_wrap=True)
     for warning in found.warnings:
         _out.print(f"[yellow]Mind:[/yellow] {warning}", highlight=False, soft_wrap=True)
 
 
 def _sentence(found: "Status", run: Path) -> str:
+    if found.half_forgotten:
+        return found.half_forgotten
     if found.state == "finished":
         return f"Finished. Look at {run / 'audit' / 'index.html'}"
     if found.state == "running":

@@ -99,7 +99,7 @@ def forget(
     if not layout.run_json.exists():
         raise BadInput(f"{run} is no run folder: it has no run.json. Give the folder that `purify run CRAWL RUN` made.")
     with claimed(read_record(layout)["crawl"], layout, to_forget=True):
-        is_pending = (layout.forgotten / "pending.json").exists()
+        is_pending = layout.pending.exists()
         if is_pending and not yes:
             raise StaleInput(f"A `purify forget` in {run} was stopped half way. Finish it first: purify forget {run} --yes")
         if is_pending:
@@ -120,7 +120,7 @@ def forget(
         if yes and (rows or counted.files or retrain):
             layout.forgotten.mkdir(exist_ok=True)
             log.keep_key(run, known)
-            write_json(layout.forgotten / "pending.json", {"rows": rows, "touched": sorted(touched), "by": by, "retrain": retrain})
+            write_json(layout.pending, {"rows": rows, "touched": sorted(touched), "by": by, "retrain": retrain})
             _sweep(layout, progress)
         return counted
 
@@ -151,9 +151,8 @@ def _count(run: RunLayout, view: Forgotten, touched: frozenset[str], found: Foun
 
 
 def _sweep(run: RunLayout, progress: Progress | None) -> None:
-    """Follow the log to its end. `pending.json` stands from before the first change until after the last."""
-    pending = run.forgotten / "pending.json"
-    wanted = json.loads(pending.read_text("utf-8"))
+    """Follow the log to its end. `run.pending` stands from before the first change until after the last."""
+    wanted = json.loads(run.pending.read_text("utf-8"))
     known = log.read(run.root)
     new = [row for row in wanted["rows"] if row["hash"] not in known.marks]
     if new:
@@ -175,8 +174,8 @@ def _sweep(run: RunLayout, progress: Progress | None) -> None:
         files.commit()
         if progress:
             progress(number, number)
-    _recount(run)
-    pending.unlink()
+    _recount(run, is_finished=not wanted["retrain"])
+    run.pending.unlink()
 
 
 def _left_over(run: RunLayout) -> list[Path]:
@@ -197,8 +196,11 @@ def _unknown(run: RunLayout) -> list[str]:
     return found
 
 
-def _recount(run: RunLayout) -> None:
-    """The counts in the receipts and in run.json, from what stands there now. Fingerprints stay: nothing has to be done again."""
+def _recount(run: RunLayout, *, is_finished: bool) -> None:
+    """The counts in the receipts and in run.json, from what stands there now. Fingerprints stay: nothing has to be done again.
+
+    `is_finished`: False when rounds, manifest and clean shards are gone, so that the run is none until it is run again.
+    """
     new: dict[str, dict[str, Any]] = {}
     if (raw := receipts.read(run.raw)) is not None:
         statuses = Counter(row["status"] for rows in rows_of(run.raw, "raw-*", ("status",)) for row in rows)
@@ -225,7 +227,7 @@ def _recount(run: RunLayout) -> None:
     record = read_record(run)
     for stage in record.get("stages", []):
         stage["counts"] = new.get(stage["stage"], stage["counts"])
-    write_json(run.run_json, record)
+    write_json(run.run_json, record | {"finished": is_finished and record["finished"]})
 
 
 def _counts(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:

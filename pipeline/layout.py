@@ -76,6 +76,11 @@ class RunLayout:
         return self.root / "forgotten"
 
     @property
+    def pending(self) -> Path:
+        """There while a `forget` goes on, or was stopped half way."""
+        return self.forgotten / "pending.json"
+
+    @property
     def history(self) -> Path:
         """000001-<run id>.json ...: what each finished run, and each export of decisions, came to, never rewritten."""
         return self.root / "history"

@@ -17,7 +17,7 @@ from pipeline.history import exceeded, remember
 from pipeline.layout import RunLayout
 from pipeline.places import Location, recorded
 from pipeline.receipts import Receipt, disk_watched, remove, settle, write_json
-from pipeline.status import told_of
+from pipeline.status import half_forgotten, told_of
 
 _PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
 _LOCK = ".lock"
@@ -65,8 +65,8 @@ def _is_half_written(path: Path) -> bool:
 
 def require_whole(run: RunLayout) -> None:
     """Raise StaleInput when a `forget` was stopped half way: some tables speak of what others do not have any more."""
-    if (run.forgotten / "pending.json").exists():
-        raise StaleInput(f"A `purify forget` in {run.root} was stopped half way, or goes on. To finish it: purify forget {run.root} --yes")
+    if half := half_forgotten(run):
+        raise StaleInput(half)
 
 
 def _owner(run: RunLayout) -> str | None:

@@ -82,6 +82,15 @@ class Status:
     silent_s: float = 0.0
     """Since it last told of itself."""
     warnings: list[str] = field(default_factory=list)
+    half_forgotten: str | None = None
+    """What to do first, where a `purify forget` is not finished."""
+
+
+def half_forgotten(run: RunLayout) -> str | None:
+    """What to do about a `purify forget` that is not finished; None where there is none. It names nobody."""
+    if not run.pending.exists():
+        return None
+    return f"A `purify forget` in {run.root} was stopped half way, or goes on. To finish it: purify forget {run.root} --yes"
 
 
 def read_status(run: Path) -> Status:
@@ -92,6 +101,8 @@ def read_status(run: Path) -> Status:
     except (OSError, ValueError) as error:
         raise BadInput(f"{run} is no run folder: {layout.run_json} cannot be read. Give the RUN of `purify run CRAWL RUN`.") from error
     is_held = _is_held(run)
+    if half := half_forgotten(layout):
+        return Status("running" if is_held else "stopped", [], half_forgotten=half)
     try:
         story = json.loads((run / NAME).read_text("utf-8"))
     except (OSError, ValueError):

@@ -20,13 +20,20 @@ from pipeline.config import IngestConfig
 from pipeline.errors import BadInput
 from pipeline.fanout import fan_out
 from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, name_hash
+from pipeline.layout import RunLayout
 from pipeline.places import Location, join
+from pipeline.receipts import NAME as RECEIPT
 from pipeline.receipts import Progress, partials
+from pipeline.run_folder import require_whole
 from pipeline.sources.base import uri_text
+from pipeline.status import NAME as STATUS
 
 DATASET = "dataset.json"
 _LISTS = {"identities.parquet", "listing.parquet"}
-_WITHOUT_HASH = {DATASET, "_receipt.json"}
+_WITHOUT_HASH = {DATASET, RECEIPT}
+_MAIN = ("raw", "manifest", "clean")
+"""What every finished run has; `purify forget` removes the audit page, which `purify export` makes again."""
+_OF_A_ROUND = ("train", "embeddings", "noise")
 
 
 @dataclass
@@ -36,14 +43,24 @@ class Verified:
     files: int = 0
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
+    is_unfinished: bool = False
+    """Of a run: stages are still to be done, or to be done anew, so that what was looked at is not all that will be there."""
+    there: list[str] = field(default_factory=list)
+    """Of an unfinished run: folders of finished stages, in order."""
+    missing: list[str] = field(default_factory=list)
+    """Of an unfinished run: folders that are not there yet. There may be more rounds."""
 
 
 def verify(place: Location, *, workers: int = 0, progress: Progress | None = None) -> Verified:
     """What is wrong with a folder; no findings when all is well.
 
-    Raises BadInput: when there is nothing, or nothing that tells what it holds. BadCrawl: when a store cannot be asked.
+    Raises BadInput: when there is nothing, or nothing that tells what it holds. BadCrawl: when a store cannot be asked. StaleInput: for a run, or a
+    folder in one, in which a `purify forget` is not finished.
     """
     root = places.located(place)
+    if not places.is_remote(root):
+        for folder in (Path(root), Path(root).parent):
+            require_whole(RunLayout(folder))
     if not places.is_folder(root, READ):
         raise BadInput(f"There is no folder at {place}. {_begun(place)}Give a run, or a folder of shards.")
     if ".partial-" in Path(str(place)).name:
@@ -63,7 +80,38 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
         if part or not is_run:
             found += _counts(folder) + _not_told_of(folder, mine)
         whole.findings += sorted(Finding(part + one.name, one.what) for one in found)
+    if is_run:
+        _look_at_stages(root, whole)
     return whole
+
+
+def _look_at_stages(root: str, whole: Verified) -> None:
+    """Which stages of a run are finished; of a finished run, what is gone of its main outputs is a finding."""
+    try:
+        is_finished = bool(json.loads(places.read_file(join(root, "run.json"), READ)).get("finished"))
+    except (OSError, ValueError, AttributeError) as error:
+        whole.findings.append(Finding("run.json", f"cannot be read: {error}"))
+        return
+    if is_finished and places.facts(join(root, STATUS), READ) is None:
+        whole.findings += [Finding(f"{name}/", "is not there") for name in _MAIN if not places.is_folder(join(root, name), READ)]
+        return
+    rounds = sorted({1} | {int(one.path) for one in _children(join(root, "rounds")) if one.path.isdecimal()})
+    stages = [
+        "raw",
+        *(f"rounds/{number}/{stage}" for number in rounds for stage in _OF_A_ROUND),
+        "manifest",
+        "clean",
+        "evaluation",
+        "audit",
+    ]
+    whole.is_unfinished = True
+    for name in stages:
+        is_there = places.facts(join(root, f"{name}/{RECEIPT}"), READ) is not None
+        (whole.there if is_there else whole.missing).append(f"{name}/")
+
+
+def _children(place: str) -> list[places.Entry]:
+    return list(places.children(place)) if places.is_folder(place, READ) else []
 
 
 def _begun(place: Location) -> str:

@@ -25,6 +25,8 @@ from pipeline.report import report, saved_queries
 from pipeline.review import draw
 from pipeline.run_folder import claimed
 from pipeline.shards import check_shard, shard_stems
+from pipeline.status import read_status
+from pipeline.verify import verify
 from tests.pipeline.forgetting import CONFIG, OPTIONS, Needles, of, people_told, purified, rows_of, tree
 
 
@@ -199,6 +201,7 @@ def test_the_rounds_can_be_made_again_without_them(copied: tuple[Path, Path, str
     crawl, run, name = copied
     forget(run, identities=[name], retrain=True, yes=True)
     assert not any((run / gone).exists() for gone in ("rounds", "manifest", "clean", "audit", "evaluation"))
+    assert read_status(run).state == "stopped" and verify(run, workers=1).is_unfinished
     again = purified(crawl, run)
     assert again["ingest"].reused and not again["round 1 train"].reused and not again["manifest"].reused
     assert Needles(run, [], name).found(run) == set()

@@ -66,6 +66,57 @@ def test_a_run_is_its_raw_its_clean_shards_and_its_tables_and_processes_find_the
     assert found == verify(tmp_path / "run", workers=1)
 
 
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(argv))
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), " ".join((printed.out + printed.err).split())
+
+
+def test_of_an_unfinished_run_it_is_said_what_is_there_and_what_is_not(
+    whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["raw"].parent, run)
+    (run / ".status.json").write_text("{}")  # of a `purify run` that was begun again, and stopped
+    found = verify(run, workers=1)
+    assert found.is_unfinished and found.there == ["raw/", "rounds/1/noise/", "manifest/", "clean/"] and found.findings == []
+    (run / ".status.json").unlink()
+    shutil.rmtree(run / "clean")
+    assert wrong(run) == {"clean/": "is not there"}, "of a finished run nothing may be gone"
+    shutil.rmtree(run / "manifest")
+    (run / "run.json").write_text('{"crawl": "x", "finished": false}')
+    found = verify(run, workers=1)
+    assert (found.there, found.findings) == (["raw/", "rounds/1/noise/"], [])
+    assert found.missing == ["rounds/1/train/", "rounds/1/embeddings/", "manifest/", "clean/", "evaluation/", "audit/"]
+    code, text = said(capsys, "verify", str(run), "--workers", "1")
+    assert code == 0 and "not finished" in text and "was checked: raw/, rounds/1/noise/. Not there yet: rounds/1/train/" in text
+    assert "what is there is as it should be" in text and "all as they should be" not in text
+    (run / "raw" / "raw-000000.tar").write_bytes(b"")
+    code, text = said(capsys, "verify", str(run), "--workers", "1")
+    assert code == 1 and "not finished" in text and "raw/raw-000000.tar: ends without the mark of its end" in text
+    for name in ("raw", "rounds"):
+        shutil.rmtree(run / name)
+    code, text = said(capsys, "verify", str(run), "--workers", "1")
+    assert code == 0 and "no stage is finished, so there was nothing to check" in text
+    (run / "run.json").write_text("{")
+    assert "cannot be read" in wrong(run)["run.json"]
+
+
+def test_a_half_done_forget_comes_first(whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "[run]"
+    shutil.copytree(whole["raw"].parent, run)
+    (run / "forgotten").mkdir()
+    (run / "forgotten" / "pending.json").write_text('{"by": "Cleo"}')
+    (run / "raw" / "raw-000000.tar").write_bytes(b"half")
+    told = f"stopped half way, or goes on. To finish it: purify forget {run} --yes"
+    for argv, wanted in ((["verify", str(run)], 1), (["verify", str(run / "clean")], 1), (["status", str(run)], 0)):
+        code, text = said(capsys, *argv)
+        assert code == wanted and told in text and "Finished" not in text and "Remove" not in text and "Cleo" not in text, text
+    code, text = said(capsys, "status", str(run), "--format", "json")
+    assert json.loads(text)["state"] == "stopped" and told in json.loads(text)["half_forgotten"]
+
+
 @pytest.mark.parametrize("copied", KINDS, indirect=True)
 def test_every_flipped_bit_is_found(copied: Path) -> None:
     for path in files_of(copied):

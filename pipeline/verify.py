@@ -59,8 +59,8 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
     """
     root = places.located(place)
     if not places.is_remote(root):
-        for folder in (Path(root), Path(root).parent):
-            require_whole(RunLayout(folder))
+        for run in (Path(root), Path(root).parent):
+            require_whole(RunLayout(run))
     if not places.is_folder(root, READ):
         raise BadInput(f"There is no folder at {place}. {_begun(place)}Give a run, or a folder of shards.")
     if ".partial-" in Path(str(place)).name:

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows import crawls, evaluation, exports, inversion, models, operations, questions, reviews, upkeep
 from flows.outputs import NewFile, NewFolder
+from flows.screen import plain, plain_lines
 from pipeline.config import MOST_WORKERS, Config, Mode, SourceName, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, recorded
@@ -294,7 +294,7 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
 
     layout = RunLayout(run)
     form = check_inputs(crawl, layout, config)
-    _out.print(f"{recorded(crawl)}: a crawl in the form '{form}'", highlight=False, soft_wrap=True)
+    _out.print(f"{plain(recorded(crawl))}: a crawl in the form '{form}'", highlight=False, soft_wrap=True)
     folders = [layout.raw]
     if config.embedder.model is not None:
         embedder = load_embedder(Path(config.embedder.model), pick_device(config.device), config.embedder)
@@ -317,7 +317,7 @@ def _summarise(record: dict[str, Any], run: Path) -> int:
 
     table = Table("", "", show_header=False, box=None)
     for row in summary(record):
-        table.add_row(str(row["what"]), str(row["value"]))
+        table.add_row(plain(row["what"]), plain(row["value"]))
     _out.print(table)
     stages = sum(stage["seconds"] for stage in record["stages"] if not stage["reused"])
     rest = record["wall_seconds"] - stages
@@ -329,7 +329,7 @@ def _summarise(record: dict[str, Any], run: Path) -> int:
     _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
     _out.print(f"Ask: purify report {run} noisiest", highlight=False, soft_wrap=True)
     for warning in record["warnings"]:
-        _out.print(f"[yellow]Mind:[/yellow] {warning}", highlight=False, soft_wrap=True)
+        _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
     return 3 if record["warnings"] else 0
 
 
@@ -360,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except CycloptsError:  # it has told what is wrong
         sys.exit(2)
     except PurifyError as error:
-        code, message = 2 if isinstance(error, BadConfig) else 1, f"[bold red]purify:[/bold red] {escape(str(error))}"
+        code, message = 2 if isinstance(error, BadConfig) else 1, f"[bold red]purify:[/bold red] {plain_lines(str(error))}"
         traceback.clear_frames(
             error.__traceback__
         )  # Prefect keeps them to the end of the process, where DuckDB complains of what they hold
@@ -368,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not _stops and type(error).__module__.split(".")[0] not in _READERS:
             raise
         reason = str(error).strip().partition("\n")[0]
-        code, message = 1, f"[bold red]purify:[/bold red] A file of the run cannot be read: {escape(reason)}. {_DAMAGED}"
+        code, message = 1, f"[bold red]purify:[/bold red] A file of the run cannot be read: {plain(reason)}. {_DAMAGED}"
         traceback.clear_frames(error.__traceback__)
     except (_Stopped, KeyboardInterrupt):
         pass

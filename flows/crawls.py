@@ -1,7 +1,6 @@
 """The command that looks at a crawl: `inspect`. It needs neither Prefect nor torch, and leaves nothing behind."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from flows.screen import plain
 from pipeline.config import SourceName, load
+from pipeline.visible import json_text
 
 if TYPE_CHECKING:
     from pipeline.inspection import Inspection
@@ -48,7 +48,7 @@ def inspect(
     overrides = [*(set_ or []), *([f"ingest.source={source}"] if source else [])]
     found = look(crawl, load(preset=preset, file=config, overrides=overrides), sample=sample, sheet=sheet)
     if format == "json":
-        sys.stdout.write(json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=1) + "\n")
+        sys.stdout.write(json_text(dataclasses.asdict(found), indent=1) + "\n")
         return
     _show(found)
 
@@ -70,24 +70,19 @@ def _show(found: "Inspection") -> None:
         "a run": f"{found.shards:,} raw shards, about {_size(found.disk_bytes)} of disk",
     }
     for name, value in rows.items():
-        table.add_row(name, escape(_line(value)))
-    _out.print(f"[bold]{escape(found.crawl)}[/bold]", highlight=False, soft_wrap=True)
+        table.add_row(name, plain(value))
+    _out.print(f"[bold]{plain(found.crawl)}[/bold]", highlight=False, soft_wrap=True)
     _out.print(table, highlight=False)
     for uri, detail in found.problems:
-        _out.print(f"  {escape(uri)}: {escape(_line(detail))}", highlight=False, soft_wrap=True)
+        _out.print(f"  {plain(uri)}: {plain(detail)}", highlight=False, soft_wrap=True)
     for warning in found.warnings:
-        _out.print(f"[yellow]Mind:[/yellow] {escape(_line(warning))}", highlight=False, soft_wrap=True)
+        _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
     for step in found.would_do:
-        _out.print(f"Would do: {escape(step)}", highlight=False, soft_wrap=True)
+        _out.print(f"Would do: {plain(step)}", highlight=False, soft_wrap=True)
 
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
-
-
-def _line(text: str) -> str:
-    """Names come from the crawl: no control character of theirs reaches the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _size(count: float) -> str:

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows.outputs import NewFile, NewFolder
+from flows.screen import plain
 from pipeline.errors import BadConfig
 
 _out = Console()
@@ -195,11 +195,11 @@ def _embedder_config(given: Sequence[str] | None) -> Any:
 
 
 def _show(metrics: list[dict[str, Any]], compared: list[dict[str, Any]], names: list[str]) -> None:
-    table = Table("dataset", "metric", *(escape(name) for name in names), *(["difference, 95 %"] if len(names) > 1 else []), box=None)
+    table = Table("dataset", "metric", *(plain(name) for name in names), *(["difference, 95 %"] if len(names) > 1 else []), box=None)
     cells = {(row["dataset"], row["metric"], row["backbone"]): row for row in metrics}
     change = {(row["dataset"], row["metric"]): row for row in compared if row["second"] == names[min(1, len(names) - 1)]}
     for dataset, metric in dict.fromkeys((row["dataset"], row["metric"]) for row in metrics):
-        row = [escape(dataset), metric, *(_cell(cells.get((dataset, metric, name))) for name in names)]
+        row = [plain(dataset), metric, *(_cell(cells.get((dataset, metric, name))) for name in names)]
         if len(names) > 1:
             row.append(_change(change.get((dataset, metric))))
         table.add_row(*row)
@@ -227,4 +227,4 @@ def _show_gap(metrics: list[dict[str, Any]], names: list[str]) -> None:
     for dataset in dict.fromkeys(dataset for dataset, _ in value):
         share = gap_recovered(*(value[dataset, name] for name in names))
         said = "no gap: true labels are no better" if share is None else f"{share:.1%} of the gap recovered"
-        _out.print(f"{escape(dataset)}: {said} (accuracy)", highlight=False)
+        _out.print(f"{plain(dataset)}: {said} (accuracy)", highlight=False)

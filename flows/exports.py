@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.screen import plain
 from flows.workers import PROGRAM
 from pipeline.config import MOST_WORKERS
 from pipeline.errors import BadConfig, BadInput, BadShard
@@ -192,7 +192,7 @@ def verify(
     with _bar("verify") as progress:
         found = look(place, workers=workers, progress=progress)
     for one in found.findings[:_MOST]:
-        _out.print(f"{escape(one.name)}: {escape(one.what)}", highlight=False, soft_wrap=True)
+        _out.print(f"{plain(one.name)}: {plain(one.what)}", highlight=False, soft_wrap=True)
     if len(found.findings) > _MOST:
         _out.print(f"... and {len(found.findings) - _MOST:,} more", highlight=False)
     if found.is_unfinished:

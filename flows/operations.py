@@ -1,6 +1,5 @@
 """The commands of who runs this unattended: `status`, `history`, `serve`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.screen import plain
 from pipeline.config import load
 from pipeline.errors import BadConfig, BadInput
+from pipeline.visible import json_text
 
 if TYPE_CHECKING:
     from pipeline.status import Status
@@ -41,18 +42,18 @@ def status(run: Path, *, format: Format = "table") -> None:
 
     found = read_status(run)
     if format == "json":
-        sys.stdout.write(json.dumps(dataclasses.asdict(found), ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(dataclasses.asdict(found)) + "\n")
         return
     table = Table("stage", "done", "rate", "left")
     for stage in found.finished:
-        table.add_row(stage["stage"], "earlier" if stage["reused"] else _time(stage["seconds"]), _rate(stage["per_second"]), "")
+        table.add_row(plain(stage["stage"]), "earlier" if stage["reused"] else _time(stage["seconds"]), _rate(stage["per_second"]), "")
     if found.stage is not None:
         share = f"{found.done} of {found.total}" if found.total else "begun"
-        table.add_row(f"[bold]{found.stage}[/bold]", share, _rate(found.per_second), _time(found.left_s))
+        table.add_row(f"[bold]{plain(found.stage)}[/bold]", share, _rate(found.per_second), _time(found.left_s))
     _out.print(table)
     _out.print(escape(_sentence(found, run)), highlight=False, soft_wrap=True)
     for warning in found.warnings:
-        _out.print(f"[yellow]Mind:[/yellow] {warning}", highlight=False, soft_wrap=True)
+        _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
 
 
 def _sentence(found: "Status", run: Path) -> str:
@@ -82,14 +83,14 @@ def history(
         raise BadInput(f"No run has finished in {', '.join(map(str, runs))} yet. `purify status RUN` says how far one is.")
     if format == "json":
         for entry in entries:
-            sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            sys.stdout.write(json_text(entry) + "\n")
         return
     table = Table("finished (UTC)", "run", "run id", "items", "samples", "kept", "noise rate", "between", "drift")
     for entry in entries:
         table.add_row(
             entry["finished_at"][:19].replace("T", " "),
-            Path(entry["run"]).name,
-            entry["run_id"],
+            plain(Path(entry["run"]).name),
+            plain(entry["run_id"]),
             f"{entry['items']:,}",
             f"{entry['samples']:,}",
             f"{entry['kept_share']:.1%}",
@@ -110,7 +111,7 @@ def _sources(entries: list[dict[str, Any]]) -> Table:
     by_source = [{one["source"]: one for one in entry["sources"]} for entry in shown]
     for source, last in sorted(by_source[-1].items(), key=lambda pair: -pair[1]["noise"]):
         known = [f"{one[source]['noise']:.3f}" if source in one else "" for one in by_source]
-        table.add_row(source, *known, f"{last['samples']:,}")
+        table.add_row(plain(source), *known, f"{last['samples']:,}")
     return table
 
 

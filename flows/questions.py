@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows.outputs import NewFolder, OutFile
+from flows.screen import plain, write_data
 from pipeline.errors import BadInput
+from pipeline.visible import escaped_json, visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -213,9 +214,9 @@ def show(answer: "pa.Table", form: str, out: Path | None) -> None:
         pq.write_table(answer, out if out else sys.stdout.buffer)
         return
     if form == "table" and out is None:
-        table = Table(*map(escape, answer.column_names))
+        table = Table(*map(plain, answer.column_names))
         for row in answer.to_pylist():
-            table.add_row(*(escape(_cell(value)) for value in row.values()))
+            table.add_row(*(plain(_cell(value)) for value in row.values()))
         # Into a file or a pipe nothing is cut; on a screen rich fits the columns to it.
         (_out if _out.is_terminal else Console(width=400)).print(table)
         return
@@ -223,16 +224,17 @@ def show(answer: "pa.Table", form: str, out: Path | None) -> None:
     if out:
         out.write_text(text, "utf-8")
     else:
-        sys.stdout.write(text)
+        write_data(text)
 
 
 def _text(answer: "pa.Table", form: str) -> str:
     if form == "csv":
         return str(answer.to_pandas().to_csv(index=False))
     if form == "json":
-        return str(answer.to_pandas().to_json(orient="records", lines=True, force_ascii=False))
-    rows = [[_cell(value).replace("|", "\\|").replace("\n", " ") for value in row.values()] for row in answer.to_pylist()]
-    lines = [answer.column_names, ["---"] * answer.num_columns, *rows]
+        return escaped_json(str(answer.to_pandas().to_json(orient="records", lines=True, force_ascii=False)))
+    rows = [[_cell(value) for value in row.values()] for row in answer.to_pylist()]
+    told = [[visible(cell).replace("|", "\\|") for cell in row] for row in (answer.column_names, *rows)]
+    lines = [told[0], ["---"] * answer.num_columns, *told[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

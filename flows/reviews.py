@@ -10,6 +10,8 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from flows.outputs import NewFolder, OutFile
+from flows.screen import write_data
+from pipeline.errors import BadInput
 
 _out = Console()
 
@@ -62,16 +64,17 @@ def decisions(
     run:
         A run folder.
     """
-    from pipeline.errors import BadInput
     from pipeline.reviewing.exports import EXPORTS
 
     if out is None and format == "parquet" and sys.stdout.isatty():
         raise BadInput("Parquet is no text: give --out FILE, or a pipe.")
     content = EXPORTS[format][0](run)
-    if out is None:
+    if out is not None:
+        out.write_bytes(content)
+    elif format == "parquet":
         sys.stdout.buffer.write(content)
     else:
-        out.write_bytes(content)
+        write_data(content.decode("utf-8"))
 
 
 def figures(

@@ -7,6 +7,8 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.visible import visible
+
 _out = Console()
 
 
@@ -86,4 +88,4 @@ def forget(
 
 
 def _say(text: str) -> None:
-    _out.print(text, highlight=False, markup=False, soft_wrap=True)
+    _out.print(visible(text), highlight=False, markup=False, soft_wrap=True)

@@ -20,9 +20,10 @@ from pipeline import tables
 from pipeline.duck import every, fetch
 from pipeline.errors import BadShard
 from pipeline.layout import RunLayout
-from pipeline.pages.text import data_script, reason_in_words, shortened, visible
+from pipeline.pages.text import data_script, reason_in_words, shortened
 from pipeline.receipts import atomic
 from pipeline.shards import CropReader, decode_crop
+from pipeline.visible import visible
 
 LIST_ROWS = 5_000
 BLOCK = 16

@@ -7,13 +7,14 @@ policy of a page runs only the program's own scripts, known by their hash, which
 import base64
 import hashlib
 import json
-import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from pipeline.visible import visible
 
 SPOKEN = {"keep": "kept", "drop": "dropped", "relabel": "relabel proposed", "review": "to review"}
 REASONS = {
@@ -34,13 +35,7 @@ REASONS = {
     "protected": "stands in a protected evaluation set",
     "head_not_learned": "the model could not tell identities apart",
 }
-_DIRECTION_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _TEMPLATES = Path(__file__).parents[1] / "templates"
-
-
-def visible(name: str) -> str:
-    """`name` with its direction overrides and control characters spelled out, as in `⟨U+202E⟩`; all else verbatim."""
-    return "".join(f"⟨U+{ord(sign):04X}⟩" if sign in _DIRECTION_CONTROLS or unicodedata.category(sign) == "Cc" else sign for sign in name)
 
 
 def shortened(name: str, most: int = 120) -> str:

@@ -19,12 +19,13 @@ from pipeline import decisions
 from pipeline.duck import every, fetch, literal
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
-from pipeline.pages.text import reason_in_words, visible
+from pipeline.pages.text import reason_in_words
 from pipeline.reviewing.cases import Case, asked_again, find_cases, state_of
 from pipeline.reviewing.standing import Standing
 from pipeline.run_folder import require_whole
 from pipeline.shards import CropReader, shard_stems
 from pipeline.sums import prove_twins
+from pipeline.visible import visible
 
 T = TypeVar("T")
 FACES = 8

@@ -18,6 +18,7 @@ from pipeline.duck import every, fetch
 from pipeline.layout import RunLayout
 from pipeline.run_folder import require_whole
 from pipeline.shards import CropReader
+from pipeline.visible import json_text
 
 
 def decided(run: Path) -> pa.Table:
@@ -66,7 +67,7 @@ def as_label_studio(run: Path, most: int = 1000) -> bytes:
     for shard in sorted({row["shard"] for row in rows}):
         with CropReader(layout.raw / f"{shard}.tar") as crops:
             tasks += [_task(row, crops.read(row["crop_offset"], row["crop_size"])) for row in rows if row["shard"] == shard]
-    return json.dumps(tasks, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
+    return json_text(tasks, indent=1).encode("utf-8")
 
 
 EXPORTS: dict[str, tuple[Callable[[Path], bytes], str]] = {

@@ -18,8 +18,9 @@ from pipeline.errors import BadInput, BadShard
 from pipeline.imagine import Imagined
 from pipeline.layout import RunLayout
 from pipeline.pages import people
-from pipeline.pages.text import data_script, shortened, visible
+from pipeline.pages.text import data_script, shortened
 from pipeline.shards import read_facts, write_twin
+from pipeline.visible import visible
 from tests.pipeline.fake_run import Planted, crop, key_of, write_run
 
 SCRIPT, OVERRIDE = "<script>alert(1)</script>", "abc\u202ecba"

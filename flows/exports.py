@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flows.screen import plain
+from flows.screen import plain, plain_lines
 from flows.workers import PROGRAM
 from pipeline.config import MOST_WORKERS
 from pipeline.errors import BadConfig, BadInput, BadShard
@@ -148,7 +148,7 @@ def _again(run: Path) -> list[str]:
 
     record: Any = told_to_prefect(again, RunLayout(run), run)
     for warning in record["warnings"]:
-        _out.print(f"[yellow]Mind:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+        _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
     return list(record["warnings"])
 
 
@@ -196,13 +196,13 @@ def verify(
     if len(found.findings) > _MOST:
         _out.print(f"... and {len(found.findings) - _MOST:,} more", highlight=False)
     if found.is_unfinished:
-        _out.print(escape(_unfinished(found, place)), highlight=False, soft_wrap=True)
+        _out.print(plain_lines(_unfinished(found, place)), highlight=False, soft_wrap=True)
     if found.findings:
         raise BadShard(f"{len(found.findings):,} findings in {found.files:,} files of {place}. {advice(place)}")
     seconds = time.perf_counter() - started
     said = "what is there is as it should be" if found.is_unfinished else "all as they should be"
     _out.print(
-        f"{escape(place)}: {found.files:,} files, {found.bytes / 1e6:,.1f} MB, {said} ({seconds:.1f} s)", highlight=False, soft_wrap=True
+        f"{plain(place)}: {found.files:,} files, {found.bytes / 1e6:,.1f} MB, {said} ({seconds:.1f} s)", highlight=False, soft_wrap=True
     )
 
 

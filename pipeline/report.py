@@ -6,6 +6,7 @@ write any, wherever the run stands and whatever its path is made of.
 
 import difflib
 import itertools
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import tables
+from pipeline.duck import every, fetch
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.resources import data_folder
@@ -150,19 +152,19 @@ def diff(one: Path, other: Path) -> pa.Table:
 
     An item that only one of them has stands there with null in the other.
     """
-    with open_run(one) as first, open_run(other) as second:
-        columns = "SELECT source_uri, identity, status, verdict, reason FROM manifest"
-        tables_ = {"one": first.sql(columns).to_arrow_table(), "other": second.sql(columns).to_arrow_table()}
-    with duckdb.connect() as db:
-        for name, table in tables_.items():
-            db.register(name, table)
-        return db.sql(
+    for run in (one, other):
+        open_run(run).close()  # which refuses what is no finished run
+    with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as db:
+        db.execute("SET temp_directory = ?", [spilled])
+        return fetch(
+            db,
             """SELECT a.status AS status, a.verdict AS verdict, a.reason AS reason, b.status AS other_status, b.verdict AS other_verdict,
                       b.reason AS other_reason, count(*) AS items, count(DISTINCT coalesce(a.identity, b.identity)) AS identities,
                       min(coalesce(a.source_uri, b.source_uri)) AS first_source_uri
-               FROM one a FULL JOIN other b ON b.source_uri = a.source_uri AND b.identity = a.identity
-               GROUP BY ALL ORDER BY items DESC, first_source_uri, status, verdict, other_verdict"""
-        ).to_arrow_table()
+               FROM read_parquet($one) a FULL JOIN read_parquet($other) b ON b.source_uri = a.source_uri AND b.identity = a.identity
+               GROUP BY ALL ORDER BY items DESC, first_source_uri, status, verdict, other_verdict""",
+            {"one": every(RunLayout(one).manifest, "*.parquet"), "other": every(RunLayout(other).manifest, "*.parquet")},
+        )
 
 
 SHARED = 0.5

@@ -23,7 +23,7 @@ from pipeline.layout import RoundLayout, RunLayout
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
 from pipeline.retrain import changed
-from pipeline.run_folder import claimed, read_finished, remove_what_is_not_of, write_record, write_record_again
+from pipeline.run_folder import claimed, read_finished, remove_what_is_not_of, title_of, write_record, write_record_again
 
 
 @flow(name="purify", persist_result=False)
@@ -87,7 +87,7 @@ def export(run: Path) -> dict[str, Any] | State[dict[str, Any]]:
         found = [
             ("manifest", tasks.manifest(layout, last, config)),
             ("export", tasks.export(layout, config)),
-            ("audit", tasks.audit(layout, config, f"Purification of {run.name}")),
+            ("audit", tasks.audit(layout, config, title_of(layout))),
         ]
         record = write_record_again(record, layout, config, found, time.perf_counter() - started)
     return _marked(record)
@@ -105,7 +105,7 @@ def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, 
     done.append(("manifest", tasks.manifest(run, rounds[-1], config)))
     done.append(("export", tasks.export(run, config)))
     done.append(("evaluate", tasks.evaluate(run, rounds[-1:] if is_given else rounds, config)))
-    done.append(("audit", tasks.audit(run, config, f"Purification of {name_of(crawl)}")))
+    done.append(("audit", tasks.audit(run, config, title_of(run))))
     _assert_accounted(dict(done))
     return done
 

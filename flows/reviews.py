@@ -35,9 +35,11 @@ def review(
     run:
         The folder of a finished run.
     """
+    from pipeline.layout import RunLayout
     from pipeline.reviewing.server import open_review
+    from pipeline.run_folder import title_of
 
-    opened = open_review(run, port=port, title=f"Purification of {run.resolve().name}")
+    opened = open_review(run, port=port, title=title_of(RunLayout(run)))
     _out.print(
         f"Review at {opened.address}\nThe address holds a token: give it to nobody else. It is served on this machine only; Ctrl+C ends it.",
         highlight=False,
@@ -125,7 +127,9 @@ def embedding_map(
     seed:
         Of the map; the same seed gives the same map.
     """
+    from pipeline.layout import RunLayout
     from pipeline.pages.embedding_map import draw_map
+    from pipeline.run_folder import title_of
 
-    drawn = draw_map(run, out, identities=identity or [], most=most, seed=seed, title=f"Purification of {run.resolve().name}")
+    drawn = draw_map(run, out, identities=identity or [], most=most, seed=seed, title=title_of(RunLayout(run)))
     _out.print(f"{drawn.faces} faces of {drawn.identities} identities: {drawn.page}", highlight=False, soft_wrap=True)

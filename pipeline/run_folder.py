@@ -15,7 +15,7 @@ from pipeline.config import Config, as_dict
 from pipeline.errors import BadInput, StaleInput
 from pipeline.history import exceeded, remember
 from pipeline.layout import RunLayout
-from pipeline.places import Location, recorded
+from pipeline.places import Location, name_of, recorded
 from pipeline.receipts import Receipt, disk_watched, remove, settle, write_json
 from pipeline.status import half_forgotten, told_of
 
@@ -76,6 +76,11 @@ def _owner(run: RunLayout) -> str | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise StaleInput(f"{run.run_json} is damaged or not ours. Give another run folder, or remove this one.") from error
+
+
+def title_of(run: RunLayout) -> str:
+    """What every page calls a run: by the name of its crawl, or of its own folder where it has no record. Raises StaleInput for a damaged one."""
+    return f"Purification of {name_of(_owner(run) or run.root.resolve())}"
 
 
 def remove_what_is_not_of(run: RunLayout, config: Config) -> None:

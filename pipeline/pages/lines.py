@@ -6,7 +6,7 @@ from html import escape
 from math import ceil, floor, isfinite, log10
 
 _WIDTH, _HEIGHT = 520, 264
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 26, 30, 46
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
 

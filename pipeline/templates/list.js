@@ -82,6 +82,7 @@
         const told = await load(numbered("list", part));
         for (let at = 0; at < told.names.length; at++) { names.push(told.names[at]); keys.push(plain(told.names[at])); samples.push(told.samples[at]); }
         verdicts.forEach((column, which) => { for (const number of told.verdicts[which]) column.push(number); });
+        box.style.maxHeight = `${names.length * ROW_PX + 2}px`;
         choose();
       }
       document.body.dataset.ready = "yes";

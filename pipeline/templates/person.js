@@ -32,7 +32,7 @@
     if (given.length === 0) return null;
     const all = given.flatMap((verdict) => person.strip[verdict].map(([degree]) => degree));
     const first = Math.floor(Math.min(...all) / 10) * 10, last = Math.max(first + 20, Math.ceil((Math.max(...all) + 1) / 10) * 10);
-    const width = 640, lane = 40, left = 96, right = width - 22, x = (degree) => left + ((degree - first) / (last - first)) * (right - left);
+    const width = Math.max(300, main.clientWidth - 78), lane = 40, left = 96, right = width - 22, x = (degree) => left + ((degree - first) / (last - first)) * (right - left);
     const most = Math.max(...given.flatMap((verdict) => person.strip[verdict].map(([, samples]) => samples)));
     const chart = svg("svg", { class: "chart strip", role: "img", viewBox: `0 0 ${width} ${given.length * lane + 34}` });
     const told = svg("title");
@@ -45,7 +45,8 @@
       for (const [degree, samples] of person.strip[verdict])
         chart.append(svg("circle", { class: verdict, cx: x(degree + 0.5).toFixed(1), cy: base - 8, r: (2.5 + 6 * Math.sqrt(samples / most)).toFixed(1) }));
     });
-    for (let degree = first; degree <= last; degree += 10) {
+    const apart = (right - left) / (last - first) < 4 ? 20 : 10;
+    for (let degree = first; degree <= last; degree += apart) {
       const label = svg("text", { x: x(degree), y: given.length * lane + 18, "text-anchor": "middle" });
       label.textContent = `${degree}°`;
       chart.append(label);

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -239,6 +240,8 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     said("decide", str(run), "--sample", dropped["sample_id"], "--verdict", "keep", "--note", "it is her", "--by", "Eve")
     said("decide", str(run), "--sample", kept["sample_id"], "--verdict", "drop", "--by", "Eve")
     said("export", str(run))
+    titles = [re.search("<title>.*</title>", (one / "audit" / "index.html").read_text("utf-8")) for one in (finished[1], run)]
+    assert titles[0] and titles[1] and titles[0][0] == titles[1][0], "export calls the run as run did"
     now = manifest(run).set_index("source_uri")
     assert now.loc[dropped["source_uri"], "clean_shard"] == "clean-000000" and pd.isna(now.loc[kept["source_uri"], "clean_identity"])
     assert now.loc[dropped["source_uri"], "decided_by"] == "person:Eve" and now.loc[dropped["source_uri"], "rule_verdict"] == "drop"

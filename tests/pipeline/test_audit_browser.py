@@ -57,6 +57,32 @@ def names_shown(browser: Browser) -> list[str]:
     return found
 
 
+CUT_OFF = """
+    const cards = Array.from(document.querySelectorAll('.card')).filter(c => c.scrollWidth > c.clientWidth).map(c => c.innerText.slice(0, 60));
+    const texts = Array.from(document.querySelectorAll('svg text')).filter(t => {
+        const own = t.getBoundingClientRect(), all = t.ownerSVGElement.getBoundingClientRect();
+        return own.right > all.right + 0.5 || own.left < all.left - 0.5;
+    }).map(t => t.textContent);
+    return [...cards, ...texts]"""
+"""Cards that scroll sideways, and labels that their chart cuts off."""
+
+
+@pytest.mark.parametrize("width", [1280, 1400])
+def test_no_card_scrolls_and_no_label_is_cut(browser: Browser, tmp_path: Path, width: int) -> None:
+    run = write_run(tmp_path / "run", [Planted(identity="A", angle_deg=angle) for angle in (21.0, 60.0, 119.0, 178.0)])
+    write_audit(run, run / "audit", title="t", identities=1, faces=4, inversions={})
+    index(browser, run / "audit", width=width)
+    assert browser.run(CUT_OFF) == []
+    browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert browser.run(CUT_OFF) == [], "with the numbers shown"
+    person(browser, run / "audit", 0, width=width)
+    assert browser.run(CUT_OFF) == []
+    filled = browser.run(
+        "const [strip, card] = ['.strip', '.card'].map(c => document.querySelector(c).getBoundingClientRect()); return strip.width / card.width"
+    )
+    assert filled > 0.9
+
+
 def type_needle(browser: Browser, text: str) -> None:
     browser.run("const n = document.getElementById('needle'); n.value = arguments[0]; n.dispatchEvent(new Event('input')); n.focus()", text)
 

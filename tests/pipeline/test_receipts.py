@@ -9,7 +9,7 @@ from pipeline.config import Config, as_dict, load, presets
 from pipeline.errors import BadConfig, NoSpace, PurifyError, StaleInput
 from pipeline.layout import RunLayout
 from pipeline.receipts import Counts, atomic, fingerprint, mark_of, read, require_space, run_stage
-from pipeline.run_folder import claimed
+from pipeline.run_folder import claimed, title_of
 
 
 def test_a_matching_receipt_skips_the_work_and_another_mark_redoes_it(tmp_path: Path) -> None:
@@ -155,6 +155,18 @@ def test_settings_survive_json() -> None:
     from pipeline.config import validate
 
     assert validate(as_dict(config)) == config
+
+
+def test_pages_call_a_run_by_its_crawl_whoever_draws_them(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "run")
+    assert title_of(run) == "Purification of run", "a run without a record"
+    for crawl, name in (
+        (tmp_path / "my crawl", "my crawl"),
+        ("s3://bucket/faces/", "faces"),
+        ("https://host/a/crawl.tar?sig=1", "crawl.tar"),
+    ):
+        with claimed(crawl, run):
+            assert title_of(run) == f"Purification of {name}"
 
 
 def test_a_run_folder_belongs_to_one_crawl_and_one_process(tmp_path: Path) -> None:

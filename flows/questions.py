@@ -103,6 +103,9 @@ def decide(
     sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id. May be repeated.")] = None,
     verdict: Annotated[Literal["keep", "drop", "relabel"] | None, Parameter(help="What it is to be.")] = None,
     identity: Annotated[str | None, Parameter(help="Of a relabel: whose it is.")] = None,
+    new_identity: Annotated[
+        bool, Parameter(negative="", help="Relabel to names that the run does not have, too; without, they are refused as mistyped.")
+    ] = False,
     note: Annotated[str, Parameter(help="Why.")] = "",
     import_: Annotated[
         Path | None, Parameter(name="--import", help="Many at once: .parquet or .csv with sample_id, verdict, clean_identity, note.")
@@ -128,7 +131,7 @@ def decide(
         if import_
         else [{"sample_id": one, "verdict": verdict, "clean_identity": identity, "note": note or None} for one in sample or []]
     )
-    count = record(run, rows, by=by, dry_run=dry_run)
+    count = record(run, rows, by=by, new_identities=new_identity, dry_run=dry_run)
     done = "would be recorded" if dry_run else "recorded"
     _out.print(f"{count} decisions {done}. To carry them out: purify export {run}", highlight=False, soft_wrap=True)
 
@@ -136,11 +139,12 @@ def decide(
 def undo(
     run: Path,
     *,
-    by: By,
+    by: Annotated[str, Parameter(help="Who takes it back. Only what was decided under the same name is taken back.")],
+    of: Annotated[str | None, Parameter(help="Whose decision to take back, where it is somebody else's.")] = None,
     sample: Annotated[list[str], Parameter(negative="", help="A sample_id. May be repeated.")],
     note: Annotated[str, Parameter(help="Why.")] = "",
 ) -> None:
-    """Take the standing decision on samples back; what stood before stands again.
+    """Take your standing decision on samples back; what stood before, perhaps somebody else's, stands again.
 
     Parameters
     ----------
@@ -150,7 +154,9 @@ def undo(
     from pipeline.decisions import undo as record
 
     _out.print(
-        f"{record(run, sample, by=by, note=note)} decisions undone. To carry it out: purify export {run}", highlight=False, soft_wrap=True
+        f"{record(run, sample, by=by, of=of, note=note)} decisions undone. To carry it out: purify export {run}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -7,6 +7,7 @@ shards and the training of later rounds at the next `purify run`, or the manifes
 import csv
 import hashlib
 import secrets
+import shlex
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,33 +28,53 @@ VERDICTS = ("keep", "drop", "relabel")
 _UNDO = "undo"
 _LONGEST = 2000
 _MOST_ROWS = 10_000_000
+_MOST_NAMES = 5
+_NEAR = 0.85
+"""Jaro-Winkler similarity, 0..1, from which a name is proposed for another."""
 
 
-def decide(run: Path, wanted: Iterable[dict[str, Any]], *, by: str, dry_run: bool = False) -> int:
+def decide(run: Path, wanted: Iterable[dict[str, Any]], *, by: str, new_identities: bool = False, dry_run: bool = False) -> int:
     """Record decisions, all or none; how many. With `dry_run` they are checked only.
 
-    Each is a dict of sample_id, verdict (keep, drop, relabel), and perhaps clean_identity and note.
-    Raises BadInput: for a sample that the manifest does not have with status `ok`, for a verdict that does not exist, for a relabel without an
-    identity, for a text longer than 2,000 characters, and when nobody signs.
+    Each is a dict of sample_id, verdict (keep, drop, relabel), and perhaps clean_identity and note. A sample that is given twice with the same
+    verdict is one decision. `new_identities`: a relabel may be to a name that neither the crawl nor a standing decision has.
+    Raises BadInput: for a sample that the manifest does not have with status `ok`, for a verdict that does not exist, for two verdicts on a sample,
+    for a relabel without an identity or to an unknown one, for a text longer than 2,000 characters, and when nobody signs.
     """
-    rows = [_checked(row, number) for number, row in enumerate(wanted, 1)]
-    if not by.strip() or len(by) > _LONGEST:
-        raise BadInput("A decision wants a name under it: give --by NAME.")
+    rows = _once([_checked(row, number) for number, row in enumerate(wanted, 1)])
+    _require_signed(by)
     if not rows:
         raise BadInput("There is nothing to decide: the file has no rows.")
-    _require_samples(run, [row["sample_id"] for row in rows])
-    return len(rows) if dry_run else _append(run, rows, by)
+    _require_samples(run, [row["sample_id"] for row in rows.values()])
+    if not new_identities:
+        _require_identities(run, {row["clean_identity"]: number for number, row in reversed(rows.items()) if row["clean_identity"]})
+    return len(rows) if dry_run else _append(run, list(rows.values()), by)
 
 
-def undo(run: Path, samples: Iterable[str], *, by: str, note: str = "") -> int:
-    """Undo the standing decisions on these samples; what stood before stands again. Raises BadInput where nothing stands."""
-    standing = {row["sample_id"]: row["decision_id"] for row in read_standing(run).to_pylist()}
+def undo(run: Path, samples: Iterable[str], *, by: str, of: str | None = None, note: str = "") -> int:
+    """Undo the decisions of `by` that stand on these samples, all or none; how many. What stood before stands again.
+
+    `of`: whose decisions, where they are not the own ones. Raises BadInput where nothing stands, or what stands is somebody else's.
+    """
+    _require_signed(by)
+    standing = {row["sample_id"]: row for row in read_standing(run).to_pylist()}
+    whose = by if of is None else of
     rows = []
-    for sample in samples:
+    for sample in dict.fromkeys(samples):
         if sample not in standing:
             raise BadInput(f"No decision stands on sample {sample[:80]!r}. `purify query RUN 'FROM decisions'` lists them.")
-        rows.append({"sample_id": sample, "verdict": _UNDO, "note": note, "undoes": standing[sample]})
+        if (decided_by := standing[sample]["decided_by"]) != whose:
+            raise BadInput(
+                f"No decision of {whose!r} stands on sample {sample[:80]!r}: the one that stands is of {decided_by!r}. Nothing was undone. "
+                f"To take that one back all the same: --of {shlex.quote(decided_by)}"
+            )
+        rows.append({"sample_id": sample, "verdict": _UNDO, "note": note, "undoes": standing[sample]["decision_id"]})
     return _append(run, rows, by)
+
+
+def _require_signed(by: str) -> None:
+    if not by.strip() or len(by) > _LONGEST:
+        raise BadInput("A decision wants a name under it: give --by NAME.")
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
@@ -120,6 +141,44 @@ def _checked(row: dict[str, Any], number: int) -> dict[str, Any]:
     if (texts["verdict"] == "relabel") != bool(texts["clean_identity"]):
         raise BadInput(f"Row {number}: `relabel` wants a clean_identity, and nothing else takes one.")
     return texts | {"clean_identity": texts["clean_identity"] or None, "undoes": None}
+
+
+def _once(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Rows by their number, of each sample the first. Raises BadInput where a later one says something else."""
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        earlier = first.setdefault(row["sample_id"], number)
+        if any(row[name] != rows[earlier - 1][name] for name in ("verdict", "clean_identity")):
+            raise BadInput(
+                f"Rows {earlier} and {number} decide differently on sample {row['sample_id'][:80]!r}. Nothing was recorded: leave one."
+            )
+    return {number: rows[number - 1] for number in first.values()}
+
+
+def _require_identities(run: Path, named: dict[str, int]) -> None:
+    """Raise BadInput for names (with the rows that they are first in) that neither the crawl nor a standing decision has; the nearest ones are told."""
+    unknown = named.keys() - set(read_standing(run)["clean_identity"].to_pylist())
+    if not unknown:
+        return
+    with duckdb.connect() as db:
+        db.register("wanted", pa.table({"name": sorted(unknown, key=lambda name: named[name])}))
+        files = {"manifest": every(RunLayout(run).manifest, "part-*.parquet")}
+        db.execute("CREATE TEMP TABLE known AS SELECT DISTINCT identity FROM read_parquet($manifest)", files)
+        missing = [name for (name,) in db.execute("SELECT name FROM wanted WHERE name NOT IN (FROM known)").fetchall()]
+        if not missing:
+            return
+        told = [f"Row {named[name]}: {name[:80]!r} is no identity of this run.{_did_you_mean(db, name)}" for name in missing[:_MOST_NAMES]]
+    more = [f"... and {len(missing) - _MOST_NAMES} more names."] if len(missing) > _MOST_NAMES else []
+    raise BadInput("\n".join([*told, *more, "Nothing was recorded. Where a new identity is meant: --new-identity"]))
+
+
+def _did_you_mean(db: duckdb.DuckDBPyConnection, name: str) -> str:
+    near = db.execute(
+        """SELECT identity FROM (SELECT identity, jaro_winkler_similarity(lower(identity), lower($name)) AS likeness FROM known)
+           WHERE likeness >= $least ORDER BY likeness DESC, identity LIMIT 3""",
+        {"name": name, "least": _NEAR},
+    ).fetchall()
+    return f" Did you mean {' or '.join(repr(identity[:80]) for (identity,) in near)}?" if near else ""
 
 
 def _require_samples(run: Path, samples: list[str]) -> None:

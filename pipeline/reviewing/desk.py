@@ -111,7 +111,9 @@ class Desk:
             self._held.pop(key, None)
 
     def answer(self, reviewer: str, key: str, verdict: str, *, identity: str | None = None, note: str = "") -> int:
-        """How many decisions were recorded. `verdict`: keep, drop or relabel of a sample; merge or apart of two names. Raises BadInput."""
+        """How many decisions were recorded. `verdict`: keep, drop or relabel of a sample; merge or apart of two names. Raises BadInput.
+
+        `identity`: another than the proposed one, for which `has_identity` is true."""
         with self._lock:
             case = self._case(key)
             self._refresh()
@@ -124,7 +126,7 @@ class Desk:
                 rows = [{"sample_id": case.sample_id, "verdict": "relabel", "clean_identity": target, "note": note}]
             else:
                 rows = [{"sample_id": case.sample_id, "verdict": verdict, "note": note}]
-            count = decisions.decide(self.run, rows, by=reviewer)
+            count = decisions.decide(self.run, rows, by=reviewer, new_identities=True)  # who calls has asked `has_identity`
             self._held.pop(key, None)
             self._skipped.setdefault(reviewer, set()).discard(key)
             self._refresh()

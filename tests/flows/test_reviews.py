@@ -31,6 +31,22 @@ def test_decisions_on_the_screen_and_into_a_file(run: Path, tmp_path: Path, caps
     assert pq.read_table(tmp_path / "d.parquet")["verdict"].to_pylist() == ["drop"]
 
 
+def test_names_and_hands_of_decisions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = key_of(PLANTED, 0)
+    to_nobody = ("decide", str(run), "--sample", sample, "--verdict", "relabel", "--identity", "No One New", "--by", "me")
+    for argv, message in (
+        (to_nobody, "'No One New' is no identity of this run"),
+        (("undo", str(run), "--sample", sample, "--by", "me"), "--of Ann"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(argv))
+        assert stop.value.code == 1 and message in " ".join(capsys.readouterr().err.split())
+    assert "1 decisions recorded" in said(capsys, *to_nobody, "--sample", sample, "--new-identity")
+    assert "1 decisions undone" in said(capsys, "undo", str(run), "--sample", sample, "--by", "me")
+    assert "1 decisions undone" in said(capsys, "undo", str(run), "--sample", sample, "--by", "me", "--of", "Ann")
+    assert said(capsys, "decisions", str(run)).count("\n") == 1, "nothing stands"
+
+
 def test_review_of_what_is_no_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["review", str(tmp_path), "--no-open"])

@@ -61,7 +61,7 @@ def test_a_decision_wins_and_the_manifest_shows_both(run: Path, tmp_path: Path) 
 
 
 def test_a_relabel_by_a_person_is_exported_under_the_name_given(run: Path, tmp_path: Path) -> None:
-    decide(run, [{"sample_id": key_of(PLANTED, 1), "verdict": "relabel", "clean_identity": "O'Brien"}], by="Eve")
+    decide(run, [{"sample_id": key_of(PLANTED, 1), "verdict": "relabel", "clean_identity": "O'Brien"}], by="Eve", new_identities=True)
     row = manifest(run, tmp_path / "manifest")[1]
     assert (row["identity"], row["clean_identity"], row["clean_shard"]) == ("Ada", "O'Brien", "clean-000000")
 
@@ -71,10 +71,10 @@ def test_the_last_decision_stands_and_undo_brings_back_the_one_before(run: Path)
     for verdict in ("drop", "keep", "drop"):
         decide(run, [{"sample_id": key, "verdict": verdict}], by="Eve")
     assert standing(run) == {key: "drop"}
-    undo(run, [key], by="Bo")
+    undo(run, [key], by="Bo", of="Eve")
     assert standing(run) == {key: "keep"}
-    undo(run, [key], by="Bo")
-    undo(run, [key], by="Bo")
+    undo(run, [key], by="Bo", of="Eve")
+    undo(run, [key], by="Bo", of="Eve")
     assert standing(run) == {} and digest(read_standing(run)) == "none"
     with pytest.raises(BadInput, match="No decision stands"):
         undo(run, [key], by="Bo")
@@ -82,6 +82,55 @@ def test_the_last_decision_stands_and_undo_brings_back_the_one_before(run: Path)
         "nothing is rewritten"
     )
     assert [row["what"] for row in why(run, key).to_pylist() if row["step"] == "decision of Bo"].count("verdict") == 3
+
+
+def test_one_takes_back_the_own_decisions_only(run: Path) -> None:
+    key, other = key_of(PLANTED, 0), key_of(PLANTED, 2)
+    decide(run, [{"sample_id": key, "verdict": "drop"}], by="Eve Q")
+    assert decide(run, [{"sample_id": key, "verdict": "keep"}] * 2 + [{"sample_id": other, "verdict": "drop"}], by="me") == 2
+    assert undo(run, [key, key], by="me") == 1 and standing(run) == {key: "drop", other: "drop"}
+    with pytest.raises(BadInput, match=r"No decision of 'me' stands on sample '.*': the one that stands is of 'Eve Q'.*--of 'Eve Q'$"):
+        undo(run, [other, key], by="me")
+    assert standing(run) == {key: "drop", other: "drop"}, "all or none"
+    with pytest.raises(BadInput, match="No decision of 'Eve' stands"):
+        undo(run, [key], by="me", of="Eve")
+    assert undo(run, [key], by="me", of="Eve Q") == 1 and standing(run) == {other: "drop"}
+    with pytest.raises(BadInput, match="--by NAME"):
+        undo(run, [other], by=" ")
+
+
+def test_a_sample_twice_is_one_decision_and_two_verdicts_are_none(run: Path) -> None:
+    key, other = key_of(PLANTED, 0), key_of(PLANTED, 2)
+    rows = [
+        {"sample_id": key, "verdict": "drop", "note": "a"},
+        {"sample_id": other, "verdict": "keep"},
+        {"sample_id": key, "verdict": "drop"},
+    ]
+    assert decide(run, rows, by="Eve", dry_run=True) == 2 == decide(run, rows, by="Eve")
+    assert query(run, f"SELECT note FROM decisions WHERE sample_id = '{key}'")["note"].to_pylist() == ["a"]
+    for last in ({"verdict": "keep"}, {"verdict": "relabel", "clean_identity": "Bob"}):
+        with pytest.raises(BadInput, match="Rows 1 and 4 decide differently on sample"):
+            decide(run, [*rows, {"sample_id": key, **last}], by="Eve")
+
+
+def test_a_name_that_the_run_does_not_have_is_refused_with_those_that_are_near(tmp_path: Path) -> None:
+    names = ["Jane Doe", "Jane Dow", "O'Brien", "Zoë", "E", "F"]
+    planted = [Planted(identity=name) for name in names]
+    run = write_run(tmp_path / "run [1]", planted, rounds=1)
+    keys = [key_of(planted, position) for position in range(len(names))]
+
+    def to(*wanted: str) -> list[dict[str, Any]]:
+        return [{"sample_id": key, "verdict": "relabel", "clean_identity": name} for key, name in zip(keys, wanted, strict=False)]
+
+    near = r"Row 2: 'jane doe ' is no identity of this run\. Did you mean 'Jane Doe' or 'Jane Dow'\?"
+    message = rf"^{near}\nRow 3: 'No One' is no identity of this run\.\n.*--new-identity$"
+    with pytest.raises(BadInput, match=message):
+        decide(run, to("O'Brien", "jane doe ", "No One", "No One"), by="Eve")
+    with pytest.raises(BadInput, match=r"Row 5: '5' is .*\n\.\.\. and 1 more names"):
+        decide(run, to(*"123456"), by="Eve")
+    assert not RunLayout(run).decisions.exists()
+    assert decide(run, to("No One"), by="Eve", new_identities=True) == 1
+    assert decide(run, to("Zoë", "No One"), by="Bo") == 2, "a name that somebody decided on is known"
 
 
 def test_a_clock_set_back_reverses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,8 @@ def test_what_stands_is_what_all_files_say(run: Path) -> None:
     for _ in range(30):
         by, some = random.choice(["Ann", "Bob", "Eve"]), random.sample(range(14), random.randint(1, 3))
         if random.random() < 0.35 and (standing(run)):
-            decisions.undo(run, random.sample(sorted(standing(run)), 1), by=by)
+            (sample,) = random.sample(sorted(standing(run)), 1)
+            decisions.undo(run, [sample], by=by, of=standing(run)[sample][2])
         else:
             decisions.decide(run, [{"sample_id": key(one), "verdict": random.choice(["keep", "drop"])} for one in some], by=by)
         if random.random() < 0.5:

@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
+from flows.outputs import NewFile
 from flows.screen import plain
 from pipeline.config import SourceName, load
 from pipeline.visible import json_text
@@ -28,7 +29,7 @@ def add_to(app: App) -> None:
 def inspect(
     crawl: str,
     *,
-    sheet: Annotated[Path | None, Parameter(help="A .jpg file to write, with some of the crops as ingest would make them.")] = None,
+    sheet: Annotated[NewFile | None, Parameter(help="A .jpg file to write, with some of the crops as ingest would make them.")] = None,
     sample: Annotated[int, Parameter(validator=Number(gte=1, lte=10**7), help="Items to look into.")] = 300,
     source: Annotated[SourceName | None, Parameter(help="What reads the crawl, where the look of it misleads.")] = None,
     preset: Annotated[str | None, Parameter(help="Settings that come with the program: demo, cpu, gpu, paper.")] = None,

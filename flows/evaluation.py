@@ -12,6 +12,7 @@ from rich.table import Table
 from flows.outputs import NewFile, NewFolder
 from flows.screen import plain
 from pipeline.errors import BadConfig
+from pipeline.outside import require_outside
 
 _out = Console()
 _WIDE = 200
@@ -102,6 +103,7 @@ def gap(
     from pipeline.models import pick_device
     from pipeline.run_folder import read_finished
 
+    require_outside(out, run)
     layout = RunLayout(run)
     config = validate(read_finished(layout)["config"])
     wanted = _named(protocol) if protocol else {Path(name).stem: Path(name) for name in config.evaluate.bins}

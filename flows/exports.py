@@ -18,6 +18,8 @@ from flows.screen import plain, plain_lines
 from flows.workers import PROGRAM
 from pipeline.config import MOST_WORKERS
 from pipeline.errors import BadConfig, BadInput, BadShard
+from pipeline.outside import require_outside
+from pipeline.places import is_remote, located
 from pipeline.receipts import Progress as Report
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ def export(
     from pipeline.exporters.stage import export_to, plan_only
     from pipeline.fanout import prepare
 
+    if out is not None and not is_remote(out):
+        require_outside(Path(located(out)), run)
     if samples_per_shard is not None and bytes_per_shard is not None:
         raise BadConfig("Give --samples-per-shard or --bytes-per-shard, not both.")
     wanted = Wanted(
@@ -116,7 +120,6 @@ def export(
 @contextlib.contextmanager
 def _told_when_stopped(out: str, run: Path) -> Iterator[None]:
     """Says of an export that fails or is stopped where that stands which it has written."""
-    from pipeline.places import is_remote, located
     from pipeline.receipts import partials
 
     try:

@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from flows.outputs import NewFolder
+from pipeline.outside import require_outside
 
 _out = Console()
 
@@ -48,6 +49,7 @@ def imagine(
 
     if not (identity or sample):
         raise BadInput("Say whose face: --identity NAME or --sample SAMPLE_ID. `purify report RUN noisiest` lists names worth a look.")
+    require_outside(out, run)
     layout = RunLayout(run)
     config = validate(read_finished(layout)["config"])
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, inversion_steps=steps))

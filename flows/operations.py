@@ -7,10 +7,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from flows.screen import plain
+from flows.screen import plain, plain_lines
 from pipeline.config import load
 from pipeline.errors import BadConfig, BadInput
 from pipeline.visible import json_text
@@ -51,7 +50,7 @@ def status(run: Path, *, format: Format = "table") -> None:
         share = f"{found.done} of {found.total}" if found.total else "begun"
         table.add_row(f"[bold]{plain(found.stage)}[/bold]", share, _rate(found.per_second), _time(found.left_s))
     _out.print(table)
-    _out.print(escape(_sentence(found, run)), highlight=False, soft_wrap=True)
+    _out.print(plain_lines(_sentence(found, run)), highlight=False, soft_wrap=True)
     for warning in found.warnings:
         _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
 

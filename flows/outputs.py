@@ -1,10 +1,14 @@
-"""Where a command may write, checked while its words are read."""
+"""Where a command may write, and in which form, checked while its words are read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Path as PathKind
+
+from pipeline.errors import BadConfig, BadInput
+from pipeline.outside import require_outside
 
 
 def _in_a_folder(_: Any, path: Path | None) -> None:
@@ -12,8 +16,29 @@ def _in_a_folder(_: Any, path: Path | None) -> None:
         raise ValueError(f"There is no folder {path.parent}. Make it first.")
 
 
-NewFile = Annotated[Path, Parameter(validator=(PathKind(dir_okay=False), _in_a_folder))]
-"""A file to write, in a folder that is there."""
-NewFolder = Annotated[Path, Parameter(validator=PathKind(file_okay=False))]
-"""A folder to write into, made when it is not there."""
-OutFile = Annotated[NewFile | None, Parameter(help="A file to write to, instead of the screen or a pipe.")]
+def _in_no_run(_: Any, path: Path | None) -> None:
+    try:
+        require_outside(path)
+    except BadInput as error:
+        raise ValueError(str(error)) from error
+
+
+NewFile = Annotated[Path, Parameter(validator=(PathKind(dir_okay=False), _in_a_folder, _in_no_run))]
+"""A file to write, in a folder that is there, and in no run folder."""
+NewFolder = Annotated[Path, Parameter(validator=(PathKind(file_okay=False), _in_no_run))]
+"""A folder to write into, made when it is not there; in no run folder."""
+OutFile = Annotated[
+    NewFile | None, Parameter(help="A file to write to, instead of the screen or a pipe; outside of the run folder and of its crawl.")
+]
+
+
+def form_of(given: str | None, out: Path | None, by_suffix: Mapping[str, str], otherwise: str) -> str:
+    """The form in which to write: the one that is given, else the one of the suffix of `out`, else `otherwise`.
+
+    Raises BadConfig: when the two contradict each other.
+    """
+    suffix = out.suffix.lower() if out is not None else ""
+    told = by_suffix.get(suffix)
+    if given is not None and told is not None and given != told:
+        raise BadConfig(f"--format {given} would go into {out}, a name for {told}. Leave --format out, or give another name.")
+    return given or told or otherwise

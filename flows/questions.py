@@ -8,15 +8,22 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from flows.outputs import NewFolder, OutFile
+from flows.outputs import NewFolder, OutFile, form_of
 from flows.screen import plain, write_data
 from pipeline.errors import BadInput
+from pipeline.outside import require_outside
 from pipeline.visible import escaped_json, visible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pyarrow as pa
 
-Format = Annotated[Literal["table", "csv", "json", "markdown", "parquet"], Parameter(help="How to print; parquet goes to --out or a pipe.")]
+Format = Annotated[
+    Literal["table", "csv", "json", "markdown", "parquet"] | None,
+    Parameter(help="How to print: as --out ends (.csv, .json, .md, .parquet), else a table. parquet goes to --out or a pipe."),
+]
+_BY_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".md": "markdown", ".parquet": "parquet"}
 By = Annotated[str, Parameter(help="Who decides.")]
 _out = Console()
 
@@ -27,7 +34,7 @@ def add_to(app: App) -> None:
         app.command(command)
 
 
-def report(run: Path, name: str | None = None, *, format: Format = "table", out: OutFile = None) -> None:
+def report(run: Path, name: str | None = None, *, format: Format = None, out: OutFile = None) -> None:
     """Print a saved query of a run; without a name, list them.
 
     Parameters
@@ -44,10 +51,10 @@ def report(run: Path, name: str | None = None, *, format: Format = "table", out:
         for saved in saved_queries().values():
             _out.print(f"[bold]{saved.name:<16}[/bold] {saved.title}", highlight=False)
         return
-    show(answer(run, name), format, out)
+    _show(lambda: answer(run, name), format, out, run)
 
 
-def query(run: Path, sql: str, *, format: Format = "table", out: OutFile = None) -> None:
+def query(run: Path, sql: str, *, format: Format = None, out: OutFile = None) -> None:
     """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, proposals, decisions, contamination, training, metrics, differences, roc, scores.
 
     Parameters
@@ -59,10 +66,10 @@ def query(run: Path, sql: str, *, format: Format = "table", out: OutFile = None)
     """
     from pipeline.report import query as answer
 
-    show(answer(run, sql), format, out)
+    _show(lambda: answer(run, sql), format, out, run)
 
 
-def why(run: Path, sample: str, *, format: Format = "table", out: OutFile = None) -> None:
+def why(run: Path, sample: str, *, format: Format = None, out: OutFile = None) -> None:
     """Why was this image dropped, or kept: its whole life, from the crawl to the manifest.
 
     Parameters
@@ -74,10 +81,10 @@ def why(run: Path, sample: str, *, format: Format = "table", out: OutFile = None
     """
     from pipeline.report import why as answer
 
-    show(answer(run, sample), format, out)
+    _show(lambda: answer(run, sample), format, out, run)
 
 
-def diff(run_a: Path, run_b: Path, *, format: Format = "table", out: OutFile = None) -> None:
+def diff(run_a: Path, run_b: Path, *, format: Format = None, out: OutFile = None) -> None:
     """How two runs of one crawl differ: verdicts in the first, verdicts in the second. Says so when they hardly share an item.
 
     Parameters
@@ -90,8 +97,7 @@ def diff(run_a: Path, run_b: Path, *, format: Format = "table", out: OutFile = N
     from pipeline.report import diff as answer
     from pipeline.report import unlike
 
-    found = answer(run_a, run_b)
-    show(found, format, out)
+    found = _show(lambda: answer(run_a, run_b), format, out, run_a, run_b)
     if warning := unlike(found):
         Console(stderr=True).print(warning, style="yellow", highlight=False, soft_wrap=True)
 
@@ -178,6 +184,7 @@ def sample_review(
     """
     from pipeline.review import draw
 
+    require_outside(out, run)
     count = draw(run, out, count=n, seed=seed)
     _out.print(
         f"{count} samples in {out}. Is the face in `image` who `claimed_identity` says? Write yes or no into is_right of {out / 'review.csv'};\n"
@@ -210,8 +217,16 @@ def estimate(run: Path, review: Path) -> None:
     _out.print(table)
 
 
-def show(answer: "pa.Table", form: str, out: Path | None) -> None:
-    """Print a table in one of the forms, or write it to a file."""
+def _show(ask: "Callable[[], pa.Table]", given: str | None, out: Path | None, *runs: Path) -> "pa.Table":
+    """The answer, printed in one of the forms or written to a file; where it must not go is said before anything is asked."""
+    require_outside(out, *runs)
+    form = form_of(given, out, _BY_SUFFIX, "table")
+    answer = ask()
+    _print(answer, form, out)
+    return answer
+
+
+def _print(answer: "pa.Table", form: str, out: Path | None) -> None:
     import pyarrow.parquet as pq
 
     if form == "parquet":

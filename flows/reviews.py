@@ -9,9 +9,10 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from flows.outputs import NewFolder, OutFile
+from flows.outputs import NewFolder, OutFile, form_of
 from flows.screen import write_data
 from pipeline.errors import BadInput
+from pipeline.outside import require_outside
 
 _out = Console()
 
@@ -55,8 +56,9 @@ def decisions(
     run: Path,
     *,
     format: Annotated[
-        Literal["csv", "parquet", "label-studio"], Parameter(help="label-studio: tasks with crops, for its JSON import.")
-    ] = "csv",
+        Literal["csv", "parquet", "label-studio"] | None,
+        Parameter(help="As --out ends (.csv, .parquet, .json), else csv. label-studio: tasks with crops, for its JSON import."),
+    ] = None,
     out: OutFile = None,
 ) -> None:
     """What people decided and stands, as a file for other programs.
@@ -68,12 +70,14 @@ def decisions(
     """
     from pipeline.reviewing.exports import EXPORTS
 
-    if out is None and format == "parquet" and sys.stdout.isatty():
+    require_outside(out, run)
+    form = form_of(format, out, {".csv": "csv", ".parquet": "parquet", ".json": "label-studio"}, "csv")
+    if out is None and form == "parquet" and sys.stdout.isatty():
         raise BadInput("Parquet is no text: give --out FILE, or a pipe.")
-    content = EXPORTS[format][0](run)
+    content = EXPORTS[form][0](run)
     if out is not None:
         out.write_bytes(content)
-    elif format == "parquet":
+    elif form == "parquet":
         sys.stdout.buffer.write(content)
     else:
         write_data(content.decode("utf-8"))
@@ -101,6 +105,7 @@ def figures(
     """
     from pipeline.figures import draw_figures
 
+    require_outside(out, run)
     drawn = draw_figures(run, out, identity=identity, truth=truth)
     names = ", ".join(path.name for path in drawn.files)
     _out.print(
@@ -131,5 +136,6 @@ def embedding_map(
     from pipeline.pages.embedding_map import draw_map
     from pipeline.run_folder import title_of
 
+    require_outside(out, run)
     drawn = draw_map(run, out, identities=identity or [], most=most, seed=seed, title=title_of(RunLayout(run)))
     _out.print(f"{drawn.faces} faces of {drawn.identities} identities: {drawn.page}", highlight=False, soft_wrap=True)

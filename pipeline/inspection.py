@@ -88,6 +88,8 @@ def inspect(crawl: places.Location, config: Config, *, sample: int = 300, sheet:
     place = places.located(crawl)
     if sheet is not None and (sheet.suffix.lower() not in {".jpg", ".jpeg"} or sheet.exists() or not sheet.parent.is_dir()):
         raise BadInput(f"{sheet} has to be a new .jpg file in a folder that is there.")
+    if sheet is not None and not places.is_remote(place) and Path(place) in sheet.resolve().parents:
+        raise BadInput(f"{sheet} lies in the crawl, and would be read as a part of it. Give a place outside of {place}.")
     name = recognise(place, config.ingest)
     source = SOURCES[name]
     with tempfile.TemporaryDirectory(prefix="purify-inspect-") as temporary:

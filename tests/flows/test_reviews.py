@@ -67,9 +67,10 @@ def test_a_file_that_cannot_be_written_is_said(
     "question", [("imagine", "OUT", "--identity", "Ann"), ("gap", "truth.parquet", "OUT"), ("map", "OUT"), ("export",)]
 )
 def test_a_run_that_is_not_finished_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], question: tuple[str, ...]) -> None:
-    (tmp_path / "run.json").write_text('{"crawl": "/crawl", "finished": false}', "utf-8")
+    (run := tmp_path / "run").mkdir()
+    (run / "run.json").write_text('{"crawl": "/crawl", "finished": false}', "utf-8")
     with pytest.raises(SystemExit) as stop:
-        cli.main([question[0], str(tmp_path), *(str(tmp_path / "out") if word == "OUT" else word for word in question[1:])])
+        cli.main([question[0], str(run), *(str(tmp_path / "out") if word == "OUT" else word for word in question[1:])])
     assert stop.value.code == 1 and "Run `purify run" in capsys.readouterr().err
 
 

@@ -252,8 +252,6 @@ def synthesize(
 
 def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[str, Any]:
     started = time.perf_counter()
-    from flows.purify import purify
-    from flows.server import told_to_prefect
     from pipeline.inputs import check_inputs
     from pipeline.layout import RunLayout
     from pipeline.run_folder import claimed
@@ -263,7 +261,12 @@ def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[
     check_inputs(crawl, layout, config)
     with claimed(crawl, layout):
         pass
-    record: dict[str, Any] = told_to_prefect(purify, layout, crawl, run, config, **workers)
+    from flows import server
+
+    server.start()
+    from flows.purify import purify  # with all stages, and torch
+
+    record: dict[str, Any] = server.told_to_prefect(purify, layout, crawl, run, config, **workers)
     return record | {"wall_seconds": time.perf_counter() - started}
 
 

@@ -4,9 +4,10 @@ Nothing of ours stands on a server: the record is in the run folder. One that go
 """
 
 import contextlib
+import functools
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from httpx import HTTPError
@@ -43,16 +44,33 @@ def told_to_prefect(flow: Callable[..., Any], run: RunLayout, *arguments: Any, *
         ) from error
 
 
+def start() -> None:
+    """Begin to start the small server where one is needed, and return at once: it takes seconds, as does the import of torch."""
+    if not PREFECT_API_URL.value() and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+        _starting()
+
+
+@functools.cache
+def _starting() -> Future[None]:
+    say("server", "Starting Prefect's small server. The first time it makes its database, which takes half a minute.")
+    # Ctrl-C goes to all processes of a terminal. The server is not to end by it before the flow has told how it ended; a process begins with
+    # the signals blocked that its thread has blocked.
+    thread = ThreadPoolExecutor(1, initializer=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}))
+    return thread.submit(SubprocessASGIServer().start)
+
+
 @contextlib.contextmanager
 def _served() -> Iterator[None]:
     if PREFECT_API_URL.value() or not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         yield
         return
-    say("server", "Starting Prefect's small server. The first time it makes its database, which takes half a minute.")
-    # Ctrl-C goes to all processes of a terminal. The server is not to end by it before the flow has told how it ended; a process begins with
-    # the signals blocked that its thread has blocked.
-    with ThreadPoolExecutor(1, initializer=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})) as thread:
-        thread.submit(SubprocessASGIServer().start).result()
+    try:
+        _starting().result()
+    except RuntimeError as error:  # it did not answer in time
+        raise PurifyError(
+            f"Prefect's small server does not start: {error} A machine that is slow to make its database is given longer by "
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS (180). Or start one that stays, `prefect server start`, and set PREFECT_API_URL."
+        ) from error
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _RETRIES}):
         yield
 

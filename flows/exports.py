@@ -88,8 +88,11 @@ def export(
     from pipeline.exporters.base import Wanted
     from pipeline.exporters.stage import export_to, plan_only
     from pipeline.fanout import prepare
+    from pipeline.stores import require_store
 
-    if out is not None and not is_remote(out):
+    if out is not None and is_remote(out):
+        require_store(out)
+    elif out is not None:
         require_outside(Path(located(out)), run)
     if samples_per_shard is not None and bytes_per_shard is not None:
         raise BadConfig("Give --samples-per-shard or --bytes-per-shard, not both.")

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from pipeline.addresses import is_remote
 from pipeline.errors import BadInput
-from pipeline.places import is_remote
 
 _OUTPUTS = ("raw", "rounds", "manifest", "clean")
 

@@ -19,13 +19,20 @@ from typing import Any, BinaryIO, Literal, cast
 import fsspec
 
 from pipeline import web
+from pipeline.addresses import Location as Location
+from pipeline.addresses import holds_credentials as holds_credentials
+from pipeline.addresses import is_remote as is_remote
+from pipeline.addresses import is_web as is_web
+from pipeline.addresses import join as join
+from pipeline.addresses import located as located
+from pipeline.addresses import name_of as name_of
+from pipeline.addresses import recorded as recorded
+from pipeline.addresses import shown as shown
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl, BadInput, PurifyError
 from pipeline.patience import patiently
 from pipeline.receipts import atomic
 
-Location = str | Path
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _BLOCK = 4 * 2**20
 _IRREGULAR = "no regular file"
@@ -50,41 +57,6 @@ class Entry:
     mark: str
     """Changes when the file does: time of change in nanoseconds, or what the store gives (ETag, generation, time)."""
     kind: Kind = "file"
-
-
-def is_remote(crawl: Location) -> bool:
-    """True for a URL other than file://."""
-    return bool(_SCHEME.match(str(crawl))) and not str(crawl).startswith("file://")
-
-
-def is_web(crawl: Location) -> bool:
-    """True for http:// and https://."""
-    return str(crawl).lower().startswith(("http://", "https://"))
-
-
-def located(crawl: Location) -> str:
-    """The location as all readers take it: an absolute path, or a URL without a slash at its end."""
-    text = str(crawl)
-    if is_remote(text):
-        return text if is_web(text) else text.rstrip("/")
-    return str(Path(text.removeprefix("file://")).resolve())
-
-
-def recorded(crawl: Location) -> str:
-    """The location as records hold it: without a URL's query, in which signatures stand."""
-    text = located(crawl)
-    return text.partition("?")[0] if is_web(text) else text
-
-
-def name_of(location: Location) -> str:
-    """The last part of a path or URL, without its query."""
-    text = str(location)
-    return (text.partition("?")[0] if is_web(text) else text).rstrip("/").rpartition("/")[2]
-
-
-def join(place: str, path: str) -> str:
-    """`path` inside of `place`; `place` itself when it is empty."""
-    return f"{place}/{path}" if path else place
 
 
 def facts(place: str, config: IngestConfig) -> Entry | None:

@@ -61,6 +61,10 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
     if not places.is_remote(root):
         for run in (Path(root), Path(root).parent):
             require_whole(RunLayout(run))
+    if places.is_web(root):
+        raise BadInput(
+            f"{places.shown(root)} is read by http, which cannot list a folder. Fetch it, and give a folder; or a URL such as s3://bucket/prefix."
+        )
     if not places.is_folder(root, READ):
         raise BadInput(f"There is no folder at {place}. {_begun(place)}Give a run, or a folder of shards.")
     if ".partial-" in Path(str(place)).name:

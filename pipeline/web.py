@@ -96,7 +96,7 @@ def check_url(url: str) -> tuple[str, str, int, str]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise Refused(f"no URL: {error}") from error
+        raise Refused("no URL: its host or port is none") from error
     if parts.scheme.lower() not in {"http", "https"}:
         raise Refused(f"{parts.scheme or 'no'} scheme; only http and https are read")
     if parts.username is not None or parts.password is not None:

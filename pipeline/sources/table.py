@@ -183,6 +183,8 @@ def _picture(value: object, table: str, config: IngestConfig) -> tuple[bytes, st
     if not isinstance(value, str) or not value:
         return b"", None, ("unreadable", _NOTHING)
     try:
+        if places.holds_credentials(value):
+            return b"", None, ("unreadable", "a user or password in the URL")
         if places.is_web(value):
             return places.read_file(value, config), text_or_none(value), None
         if places.is_remote(value):

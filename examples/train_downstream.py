@@ -34,10 +34,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("embedder.pt"))
     args = parser.parse_args()
+    wanted = "Give RUN/clean, or DIR of `purify export RUN --to webdataset --out DIR`."
+    if not (args.folder / "dataset.json").is_file():
+        parser.error(f"{args.folder} has no dataset.json. {wanted}")
     facts = json.loads((args.folder / "dataset.json").read_text("utf-8"))
-    classes = facts["identities"] if "shards" in facts else facts["splits"]["train"]["identities"]
     names = [one["name"] for one in facts.get("shards") or facts["files"]]
     tars = [str(args.folder / name) for name in names if name.endswith(".tar") and not name.startswith("val-")]
+    if not tars:
+        parser.error(f"{args.folder} holds no tars to train on: it has the form {facts.get('format', 'webdataset')!r}. {wanted}")
+    classes = facts["identities"] if "shards" in facts else facts["splits"]["train"]["identities"]
     torch.manual_seed(0)
     faces = wds.WebDataset(tars, shardshuffle=len(tars), empty_check=False).shuffle(2000).map(crop_and_class).batched(args.batch)
     loader = wds.WebLoader(faces, batch_size=None, num_workers=min(args.workers, len(tars)))

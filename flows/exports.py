@@ -53,7 +53,9 @@ def export(
         ),
     ] = None,
     samples_per_shard: Annotated[int | None, Parameter(group=_Form, help="Samples in a tar or Parquet file.", show_default=False)] = None,
-    bytes_per_shard: Annotated[str | None, Parameter(group=_Form, help="Instead: bytes in it, about, as 500MB or 1GB.")] = None,
+    bytes_per_shard: Annotated[
+        str | None, Parameter(group=_Form, help="Instead: bytes in it, about, as 500MB or 1GB; 10,240 or more.")
+    ] = None,
     val: Annotated[float, Parameter(group=_Form, help="Share of the identities that go into a split `val`, by a hash of the name.")] = 0.0,
     min_images: Annotated[int, Parameter(group=_Form, help="Leave identities with fewer samples out.")] = 1,
     workers: Annotated[int, Parameter(group=_Form, validator=Number(gte=0, lte=MOST_WORKERS), help="Processes; 0 is one per core.")] = 0,

@@ -35,7 +35,7 @@ def add_to(app: App) -> None:
 
 
 def report(run: Path, name: str | None = None, *, format: Format = None, out: OutFile = None) -> None:
-    """Print a saved query of a run; without a name, list them.
+    """Print a saved query of a run; without a name, list those that there are.
 
     Parameters
     ----------
@@ -44,10 +44,11 @@ def report(run: Path, name: str | None = None, *, format: Format = None, out: Ou
     name:
         summary, noisiest, merges, sources ... : a file of data/sql/.
     """
+    from pipeline.report import open_run, saved_queries
     from pipeline.report import report as answer
-    from pipeline.report import saved_queries
 
     if name is None:
+        open_run(run).close()
         for saved in saved_queries().values():
             _out.print(f"[bold]{saved.name:<16}[/bold] {saved.title}", highlight=False)
         return
@@ -187,7 +188,7 @@ def sample_review(
     require_outside(out, run)
     count = draw(run, out, count=n, seed=seed)
     _out.print(
-        f"{count} samples in {out}. Is the face in `image` who `claimed_identity` says? Write yes or no into is_right of {out / 'review.csv'};\n"
+        f"{count} samples in {out}. Is the face in `image` who `claimed_identity` says? Write yes or no into is_right of {out / 'review.csv'}, or leave it empty;\n"
         f"then: purify estimate {run} {out / 'review.csv'}",
         highlight=False,
         soft_wrap=True,
@@ -202,7 +203,8 @@ def estimate(run: Path, review: Path) -> None:
     run:
         A run folder.
     review:
-        The review.csv that sample-review wrote, filled in.
+        The review.csv that sample-review wrote, with is_right filled in: yes, y, true, right or 1; no, n, false, wrong or 0, in small letters or
+        capitals; empty where you cannot tell.
     """
     from pipeline.review import estimate as found
 

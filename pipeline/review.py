@@ -20,7 +20,7 @@ from pipeline.run_folder import require_whole
 from pipeline.sums import prove_twins
 
 COLUMNS = ("sample_id", "claimed_identity", "stratum", "image", "is_right")
-_YES, _NO = {"yes", "y", "1", "true", "right"}, {"no", "n", "0", "false", "wrong"}
+YES, NO = ("yes", "y", "true", "right", "1"), ("no", "n", "false", "wrong", "0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def draw(run: Path, out: Path, *, count: int, seed: int) -> int:
 
 
 def estimate(run: Path, review: Path) -> Estimate:
-    """Residual noise and clean loss of a run from a judged review.csv (is_right: yes or no; empty: not judged).
+    """Residual noise and clean loss of a run from a judged review.csv (is_right: one of `YES` or `NO`, in any case; empty: not judged).
 
     Raises BadInput for another value, for a sample that is not in the run, and when a stratum has no judged sample.
     """
@@ -138,8 +138,10 @@ def _answers(review: Path) -> dict[str, bool]:
         raise BadInput(f"{review} cannot be read: {error}. Give the review.csv that `purify sample-review` wrote.") from error
     for number, row in enumerate(rows, 2):
         answer = str(row.get("is_right") or "").strip().lower()
-        if answer and answer not in _YES | _NO:
-            raise BadInput(f"{review}, line {number}: is_right is {answer[:40]!r}; write yes or no, or leave it empty.")
+        if answer and answer not in YES + NO:
+            raise BadInput(
+                f"{review}, line {number}: is_right is {answer[:40]!r}; write yes or no (or {', '.join(YES[1:])}; {', '.join(NO[1:])}), or leave it empty."
+            )
         if answer and row.get("sample_id"):
-            answers[str(row["sample_id"])] = answer in _YES
+            answers[str(row["sample_id"])] = answer in YES
     return answers

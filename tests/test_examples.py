@@ -6,12 +6,14 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import simplejpeg
 
-from pipeline.exporters.base import Wanted
+from pipeline.exporters.base import FACTS, Wanted
 from pipeline.exporters.stage import export_to
 from tests.pipeline.clean_run import write_clean, write_clean_run
 
@@ -50,6 +52,37 @@ def test_clean_shards_need_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["x", str(run.clean), "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "embedder.pt")])
     runpy.run_path(str(EXAMPLES / "train_downstream.py"), run_name="__main__")
     assert capsys.readouterr().out.endswith("of 34\n")
+
+
+def test_what_holds_no_tars_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_clean_run(tmp_path / "run")
+    for form in ("hf", "parquet", "recordio", "imagefolder"):
+        export_to(run.clean, tmp_path / form, Wanted(form=form), workers=1)
+    for folder, why in (
+        ("hf", "the form 'hf'"),
+        ("parquet", "'parquet'"),
+        ("recordio", "'recordio'"),
+        ("imagefolder", "'imagefolder'"),
+        ("run", "no dataset.json"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / folder)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(EXAMPLES / "train_downstream.py"), run_name="__main__")
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and why in said and "Give RUN/clean, or DIR of `purify export RUN --to webdataset --out DIR`." in said
+
+
+def test_the_filter_in_the_docs_leaves_a_tenth_out_whatever_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "quality" in FACTS.names
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR" / "data").mkdir(parents=True)
+    lines = (EXAMPLES.parent / "docs" / "exports.md").read_text("utf-8").splitlines()
+    program = "\n".join(line for line in lines if 'read_parquet("DIR/data"' in line)
+    for largest in (1.0, 40.0):
+        pd.DataFrame({"quality": np.linspace(0, largest, 100, dtype=np.float32)}).to_parquet("DIR/data/train-000000.parquet")
+        found: dict[str, Any] = {"pandas": pd}
+        exec(program, found)
+        assert len(found["faces"]) == 90 and found["faces"]["quality"].min() > 0.09 * largest
 
 
 def test_hugging_face_loads_three_of_the_forms(tmp_path: Path) -> None:

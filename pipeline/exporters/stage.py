@@ -30,6 +30,8 @@ from pipeline.stores import is_empty, read_json, require_store, upload
 VERSION = 1
 DATASET = "dataset.json"
 IDENTITIES = "identities.json"
+LEAST_BYTES = 10_240
+"""Of a shard: a tar ends with zeros up to there."""
 
 
 def plan_only(clean: Path, wanted: Wanted) -> Plan:
@@ -139,8 +141,10 @@ def _checked(wanted: Wanted) -> Wanted:
     for name, value in (("--min-images", wanted.min_images), ("--samples-per-shard", wanted.samples_per_shard)):
         if value < 1:
             raise BadConfig(f"{name} is 1 or more; got {value}.")
-    if wanted.bytes_per_shard is not None and wanted.bytes_per_shard < 1:
-        raise BadConfig(f"--bytes-per-shard is 1 or more; got {wanted.bytes_per_shard}.")
+    if wanted.bytes_per_shard is not None and wanted.bytes_per_shard < LEAST_BYTES:
+        raise BadConfig(
+            f"--bytes-per-shard is {LEAST_BYTES:,} or more, which even an empty tar has; got {wanted.bytes_per_shard:,}. Give it as 500MB or 1GB."
+        )
     # Parts of a sorted export are how it is worked on, and leave no trace in it.
     return replace(wanted, samples_per_shard=0, bytes_per_shard=recordio.PART_BYTES) if EXPORTERS[wanted.form].by_identity else wanted
 

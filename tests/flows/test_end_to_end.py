@@ -207,7 +207,8 @@ def test_command_line(finished: tuple[Path, Path, dict[str, Any]], capsys: pytes
         (["run", str(crawl), str(run), "--set", "isolate.max_angel_deg=3"], 2, "Did you mean 'isolate.max_angle_deg'"),
         (["run", str(tmp_path / "no"), str(tmp_path / "new")], 1, "There is no crawl at"),
         (["query", str(run), "drop table manifest"], 1, "one SELECT statement"),
-        (["report", str(tmp_path)], 0, ""),
+        (["report", str(tmp_path)], 1, "has no manifest"),
+        (["report", str(tmp_path / "nope")], 1, "give the folder of a finished run"),
         (["report", str(tmp_path), "summary"], 1, "has no manifest"),
         (["synthesize", str(crawl), str(tmp_path / "t.parquet")], 1, "is there already"),
     ):

@@ -31,6 +31,13 @@ def test_decisions_on_the_screen_and_into_a_file(run: Path, tmp_path: Path, caps
     assert pq.read_table(tmp_path / "d.parquet")["verdict"].to_pylist() == ["drop"]
 
 
+def test_saved_queries_are_listed_of_a_run_only(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "noisiest" in said(capsys, "report", str(run))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(tmp_path / "nope")])
+    assert stop.value.code == 1 and "nope has no manifest" in " ".join(capsys.readouterr().err.split())
+
+
 def test_names_and_hands_of_decisions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sample = key_of(PLANTED, 0)
     to_nobody = ("decide", str(run), "--sample", sample, "--verdict", "relabel", "--identity", "No One New", "--by", "me")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BadInput
-from pipeline.review import draw, estimate
+from pipeline.review import NO, YES, draw, estimate
 from tests.pipeline.fake_run import Planted, write_run
 
 
@@ -79,8 +79,13 @@ def test_an_unfinished_or_foreign_review_says_what_is_missing(tmp_path: Path) ->
     judge(run, review, truth)
     text = review.read_text()
     review.write_text(text.replace("yes", "perhaps"))
-    with pytest.raises(BadInput, match="is_right is 'perhaps'"):
+    with pytest.raises(BadInput, match=r"is_right is 'perhaps'; write yes or no \(or y, true, right, 1; n, false, wrong, 0\)"):
         estimate(run, review)
+    review.write_text(text)
+    wanted = estimate(run, review)
+    for yes, no in zip(YES, NO, strict=True):
+        review.write_text(text.replace(",yes", f",{yes.upper()}").replace(",no", f", {no} "))
+        assert estimate(run, review) == wanted
     other, _, _, _ = planted_run(tmp_path / "other", 3)
     review.write_text(text.replace(text.splitlines()[1].split(",")[0], "f" * 32))
     with pytest.raises(BadInput, match="1 judged samples are not in"):

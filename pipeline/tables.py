@@ -28,7 +28,7 @@ STATUSES: dict[str, str] = {
     "too_large": "more bytes than `ingest.max_item_bytes`",
     "no_face": "the detector found no face, or none that is large and sure enough",
     "not_aligned": "neither a square crop nor five usable landmarks, and no detector was asked",
-    "bad_key": "a member's name that leads out of its archive, is absolute, empty, or has control characters",
+    "bad_key": "a name that leads out of its archive, is absolute, empty, or has control characters, the folder's included",
     "bad_identity": "nothing names the identity, or its name is empty or longer than 1,024 bytes",
     "unreadable": "the file could not be read, or is no regular file",
     "forgotten": "removed by `purify forget`: no pixels, no name, and a keyed hash for a source_uri",

@@ -143,9 +143,12 @@ def bad_key(path: str) -> Problem | None:
         return "bad_key", "a path with `..` in it"
     if not parts[-1].partition(".")[0]:
         return "bad_key", "a name without a stem"
-    if _CONTROL.search(path):
-        return "bad_key", "control characters in the name"
-    return None
+    return steering_key(path)
+
+
+def steering_key(path: str) -> Problem | None:
+    """The problem of a path with control characters, be it of a file that was listed."""
+    return ("bad_key", "control characters in the name") if _CONTROL.search(path) else None
 
 
 def unreadable(error: OSError) -> Problem:

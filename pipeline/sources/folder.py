@@ -13,7 +13,7 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.looks import Look
 from pipeline.sources import file_plan
-from pipeline.sources.base import Item, Listing, named, unreadable, uri_text
+from pipeline.sources.base import Item, Listing, named, steering_key, unreadable, uri_text
 
 _FOLDERS_REMEMBERED = 1000
 
@@ -35,6 +35,9 @@ def read_slice(crawl: str, plan: Path, number: int, config: IngestConfig) -> Ite
         name = os.fsdecode(file.path)
         folder, slash, _ = name.partition("/")
         identity, problem = of_folder(folder) if slash else ("", ("bad_identity", "the file stands outside of any identity's folder"))
+        if (bad := steering_key(name)) is not None:
+            yield Item(uri_text(name), identity, problem=bad)
+            continue
         try:
             content = places.read_file(places.join(crawl, name), config, size=file.size)
         except OSError as error:

@@ -22,7 +22,7 @@ from pipeline.duck import literal, spilling
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
 from pipeline.sources import file_plan, table
-from pipeline.sources.base import Item, Listing, Problem, bad_key, license_of, named, unreadable, uri_text
+from pipeline.sources.base import Item, Listing, Problem, bad_key, license_of, named, steering_key, unreadable, uri_text
 
 _SPLITS = frozenset("train training test testing validation valid val dev eval evaluation".split())
 _METADATA = ("metadata.csv", "metadata.jsonl")
@@ -76,6 +76,8 @@ def read_slice(crawl: str, plan: Path, number: int, config: IngestConfig) -> Ite
         content = b""
         if file.size < 0:
             problem = bad_key(name) or ("unreadable", "named by the metadata, but not there")
+        elif (bad := steering_key(name)) is not None:
+            problem = bad
         else:
             try:
                 content = places.read_file(places.join(crawl, name), config, size=file.size)

@@ -86,4 +86,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         cli.app(["inspect", str(crawl), "--source", "folder", "--set", "ingest.min_side_px=200"])
     told = capsys.readouterr().out
-    assert "15 too_small, 1 unsupported_format" in told and "\x1b[31m" not in told
+    assert "13 too_small, 2 bad_key, 1 unsupported_format" in told and "\x1b[31m" not in told

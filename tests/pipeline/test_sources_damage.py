@@ -195,6 +195,7 @@ def test_cells_of_a_table(tmp_path: Path) -> None:
         "file:///etc/passwd": "bad_key",
         "pipe:cat /etc/passwd": "bad_key",
         "ftp://example.org/a.jpg": "unreadable",
+        "s3://key:secret@bucket/a.jpg": "unreadable",
         "http://127.0.0.1:9/a.jpg": "unreadable",
         "link.jpg": "unreadable",
         "door/outside.jpg": "unreadable",
@@ -326,15 +327,29 @@ def test_class_names_may_stand_in_the_readme(tmp_path: Path) -> None:
 def test_folders_keep_names_apart_and_links_shut(tmp_path: Path) -> None:
     crawl = folder(tmp_path / "crawl", {"Ann": [picture(1)], "ann": [picture(2)], "Zoe\u0308": [picture(3)], "Zo\u00eb": [picture(4)]})
     write(crawl, {"a\\x0a/1.jpg": picture(5), "a\n/1.jpg": picture(6), "loose.jpg": picture(7)})
+    write(crawl, {"Ann/tab\there.jpg": picture(8), "\x1b[31mRed/1.jpg": picture(9), "a\u202eb/1.jpg": picture(10)})
     (crawl / "linked").symlink_to(crawl / "Ann")
     items = items_of(crawl, tmp_path / "plan")
     found = status_of(items)
-    assert all(uri.isprintable() for uri in found) and len(found) == 8
-    assert {item.identity for item in items if item.problem is None} == {"Ann", "ann", "Zo\u00eb", "a\\x0a", "a\n"}
+    assert all(uri.replace("\u202e", "").isprintable() for uri in found) and len(found) == 11
+    assert {item.identity for item in items if item.problem is None} == {"Ann", "ann", "Zo\u00eb", "a\\x0a", "a\u202eb"}
     assert {uri: status for uri, status in found.items() if status != "ok"} == {
         "loose.jpg": "bad_identity",
-        "linked": "bad_identity",
-    } or found["linked"] == "unreadable"
+        "linked": "unreadable",
+        "a\\x0a/1.jpg": "bad_key",
+        "Ann/tab\\x09here.jpg": "bad_key",
+        "\\x1b[31mRed/1.jpg": "bad_key",
+    }
+    assert all(not item.content for item in items if item.problem and item.problem[0] == "bad_key")
+
+
+def test_an_imagefolder_refuses_paths_with_control_characters(tmp_path: Path) -> None:
+    crawl = write(tmp_path / "crawl", {"train/Ann/1.jpg": picture(1), "train/A\nnn/1.jpg": picture(2), "test/Bob/\t.jpg": picture(3)})
+    assert status_of(items_of(crawl, tmp_path / "plan")) == {
+        "train/Ann/1.jpg": "ok",
+        "train/A\\x0ann/1.jpg": "bad_key",
+        "test/Bob/\\x09.jpg": "bad_key",
+    }
 
 
 def test_rules_of_names() -> None:

@@ -62,7 +62,7 @@ def _sentence(found: "Status", run: Path) -> str:
         return f"Finished. Look at {run / 'audit' / 'index.html'}"
     if found.state == "running":
         return f"Running; it last told of itself {_time(found.silent_s) or '0 s'} ago."
-    return "Nobody works on it. The same command, `purify run` or `purify export`, goes on where it stopped."
+    return f"Nobody works on it. The same `{found.command}` goes on where it stopped."
 
 
 def history(

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.receipts import Progress as Report
 from pipeline.receipts import Receipt
-from pipeline.status import Story, told_of
+from pipeline.status import NAME, RUN, Story, read_status, told_of
 
 LOG_FORM = "PURIFY_LOG"
 """Environment variable: `json` for one object a line on standard error; else words and bars."""
@@ -35,9 +35,15 @@ console = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def told_in(run: Path) -> Iterator[None]:
-    """While it lasts, what happens is told in the run folder, for `purify status`."""
-    story = Story(run)
+def told_in(run: Path, command: str = RUN) -> Iterator[None]:
+    """While it lasts, what happens is told in the run folder, for `purify status`.
+
+    Where a `purify run` was stopped half way, another command tells nothing: that run is still to be finished, and `purify status` goes on to say so.
+    """
+    if command != RUN and (run / NAME).exists() and read_status(run).command == RUN:
+        yield
+        return
+    story = Story(run, command)
     before = _story.set(story)
     try:
         yield

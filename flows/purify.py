@@ -83,7 +83,7 @@ def export(run: Path) -> dict[str, Any] | State[dict[str, Any]]:
     record = read_finished(layout)
     config = validate(record["config"])
     last = layout.round(config.rounds)
-    with claimed(record["crawl"], layout), told_in(layout.root):
+    with claimed(record["crawl"], layout), told_in(layout.root, "purify export"):
         found = [
             ("manifest", tasks.manifest(layout, last, config)),
             ("export", tasks.export(layout, config)),

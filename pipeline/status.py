@@ -12,6 +12,7 @@ from pipeline.layout import RunLayout
 from pipeline.receipts import Receipt, write_json
 
 NAME = ".status.json"
+RUN = "purify run"
 _EVERY_S = 2.0
 
 
@@ -20,6 +21,7 @@ class Story:
     """Tells `.status.json` of a run what happens; written by the one process that works in the run."""
 
     run: Path
+    command: str = RUN
     finished: list[dict[str, Any]] = field(default_factory=list)
     _now: dict[str, Any] = field(default_factory=dict)
     _told: float = 0.0
@@ -47,7 +49,7 @@ class Story:
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        write_json(self.run / NAME, {"finished": self.finished, "now": self._now, "written": time.time()})
+        write_json(self.run / NAME, {"command": self.command, "finished": self.finished, "now": self._now, "written": time.time()})
 
 
 def told_of(stage: str, receipt: Receipt) -> dict[str, Any]:
@@ -82,6 +84,8 @@ class Status:
     silent_s: float = 0.0
     """Since it last told of itself."""
     warnings: list[str] = field(default_factory=list)
+    command: str = RUN
+    """Which goes on, or was stopped."""
     half_forgotten: str | None = None
     """What to do first, where a `purify forget` is not finished."""
 
@@ -121,6 +125,7 @@ def read_status(run: Path) -> Status:
         per_second,
         (now["total"] - now["done"]) / per_second if per_second and now["total"] else None,
         max(0.0, time.time() - written),
+        command=story.get("command", RUN),
     )
 
 

@@ -33,14 +33,17 @@ _Named = tuple[places.Entry, str | None]
 
 
 def recognises(look: Look) -> bool:
-    """True for Parquet shards with Hugging Face's schema or README, for a `metadata` file, and for folders that are all named after splits."""
+    """True for Parquet shards with Hugging Face's schema or README, or with nothing but such shards below the first level; for a `metadata`
+    file, and for folders that are all named after splits.
+    """
     if look.kind != "folder":
         return False
     names = [name for level in look.levels for name in level]
     shards = [name for name in names if name.endswith(".parquet")]
     if shards:
         return _has_features(places.join(look.crawl, shards[0]), look.config) or (
-            "README.md" in look.top and _readme(look.crawl, look.config) != {}
+            ("README.md" in look.top and _readme(look.crawl, look.config) != {})
+            or (shards[0] not in look.top and all(name in shards or name in _OTHER for name in names))
         )
     for name in names:
         folder, _, last = name.rpartition("/")
@@ -184,7 +187,7 @@ def _table(rows: list[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
 
 def _names_files(place: str, config: IngestConfig) -> bool:
     try:
-        return "file_name" in next(table.text_rows(place, config), {})
+        return "file_name" in table.first_row(place, config)
     except (OSError, csv.Error):
         return False
 
@@ -211,7 +214,8 @@ def _label(crawl: str, path: str, config: IngestConfig) -> tuple[str, list[str] 
     if config.identity_key in columns:
         return config.identity_key, described.get(config.identity_key)
     classes = [name for name in columns if table.class_names(schema, name) or name in described]
-    column = next((name for name in (*classes, *_LABELS) if name in columns), config.identity_key)
+    is_marked = bool(described) or b"huggingface" in (schema.metadata or {})  # else a `name` may be a file's
+    column = next((name for name in (*classes, *(_LABELS if is_marked else ())) if name in columns), config.identity_key)
     return column, described.get(column)
 
 

@@ -55,6 +55,9 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     listed = {"base": base, "paths": [entry.path for entry in files], "sizes": [entry.size for entry in files]}
     (plan / "records.json").write_text(json.dumps(listed), "utf-8")
     total = sum(entry.size for entry in files)
+    if not items:
+        what = f"no record among {total:,} bytes: another file by this name, or a transfer that went wrong" if total else "no bytes"
+        raise BadCrawl(f"{places.shown(crawl)} has {what}. Fetch it anew; a train.rec of insightface begins with the bytes 0a 23 d7 ce.")
     return Listing(items, total, -(-len(all_blocks) // _per_slice(config)), f"{digest:032x}")
 
 
@@ -113,8 +116,8 @@ def _blocks(base: str, entry: places.Entry, config: IngestConfig) -> tuple[NDArr
         with places.open_file(place, config) as file:
             known = _index(place, config)
             begin, count = _starts(file, entry.size, known)
-            if known is not None and not places.is_remote(place) and not all(_is_start(file, start) for start in begin):
-                begin, count = _starts(file, entry.size, None)  # the index is another file's
+            if known is not None and not (count and (places.is_remote(place) or all(_is_start(file, start) for start in begin))):
+                begin, count = _starts(file, entry.size, None)  # the index is another file's, or none
     except OSError as error:
         raise BadCrawl(f"{place} cannot be read: {unreadable(error)[1]}. Check its permissions.") from error
     edges = np.unique(np.concatenate([[0], begin, [entry.size]]).astype(np.int64))

@@ -8,6 +8,7 @@ sorted by identity gives raw shards that are, and training mixes them by its ord
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -54,11 +55,14 @@ class Columns:
 
 
 def recognises(look: Look) -> bool:
-    """True for a table, tables by a pattern, and a folder on whose first level one has the columns of identity and picture."""
+    """True for a table, tables by a pattern, and a folder on whose first level one has the columns of identity and picture.
+
+    Also for tables beside fewer than two folders, which are no folders of identities: their columns are to be told of.
+    """
     tables = [name for name in look.top if is_table(name)]
     if look.kind != "folder":
         return bool(tables)
-    return any(_has_columns(places.join(look.crawl, name), look.config) for name in tables[:3])
+    return bool(tables) and (len(look.folders) < 2 or any(_has_columns(places.join(look.crawl, name), look.config) for name in tables[:3]))
 
 
 def is_table(path: str) -> bool:
@@ -277,11 +281,29 @@ def _text_to_parquet(place: str, to: Path, config: IngestConfig) -> None:
 
 
 def text_rows(place: str, config: IngestConfig) -> Iterator[dict[str, str | None]]:
-    """Rows of CSV, TSV or JSON lines, all values as text. A line that is no JSON object is a row without values. Raises OSError, csv.Error."""
+    """Rows of CSV, TSV or JSON lines in UTF-8, all values as text. A line that is no JSON object is a row without values.
+
+    Raises OSError, csv.Error. BadCrawl: for another encoding, of which nobody could say which it is, and names would become others.
+    """
+    try:
+        yield from _text_rows(place, config, "strict")
+    except UnicodeDecodeError as error:
+        raise BadCrawl(
+            f"{places.shown(place)} is no UTF-8: it has {error.object[error.start : error.start + 1]!r} where that cannot stand. "
+            "Convert it, as by: iconv -f LATIN1 -t UTF-8 (or from CP1252, UTF-16 ...), and look at some names."
+        ) from error
+
+
+def first_row(place: str, config: IngestConfig) -> dict[str, str | None]:
+    """The first row by what can be read of it, whatever the encoding; empty when there is none. Raises OSError, csv.Error."""
+    return next(_text_rows(place, config, "replace"), {})
+
+
+def _text_rows(place: str, config: IngestConfig, errors: str) -> Iterator[dict[str, str | None]]:
     suffix = places.name_of(place).lower()
     csv.field_size_limit(_MAX_FIELD)
     with places.open_file(place, config) as file:
-        text = io.TextIOWrapper(file, "utf-8-sig", errors="backslashreplace", newline="")
+        text = io.TextIOWrapper(file, "utf-8-sig", errors=errors, newline="")
         if suffix.endswith((".csv", ".tsv")):
             for row in csv.DictReader(text, delimiter="\t" if suffix.endswith(".tsv") else ",", restval=None, restkey="_rest"):
                 yield {name: value for name, value in row.items() if name != "_rest"}
@@ -304,7 +326,8 @@ def columns_of(names: list[str], place: str, config: IngestConfig, identity: str
     for column, setting in ((wanted, "identity_key"), (image, "image_column")):
         if column is None or column not in names:
             raise BadCrawl(
-                f"{place} has no column {column!r}; it has {', '.join(map(repr, names[:30]))}. Name it by --set ingest.{setting}=NAME."
+                f"{place} has no column {column!r}; it has {', '.join(map(repr, names[:30]))}. "
+                f"{_of_delimiter(names) or f'Name it by --set ingest.{setting}=NAME.'}"
             )
     url = next((name for name in _URL if name in names and name != image), None)
     caption = next((name for name in _CAPTION if name in names), None)
@@ -321,10 +344,22 @@ def columns_of(names: list[str], place: str, config: IngestConfig, identity: str
     )
 
 
+def _of_delimiter(names: list[str]) -> str:
+    """What to say of a text table whose one column is a line of them; else nothing."""
+    sign = next((sign for sign in ";\t|" if sign in names[0]), None) if len(names) == 1 else None
+    return (
+        f"Its columns seem to be parted by {sign!r}, those of a .csv are by commas, and of a .tsv by tabs: write or name it so."
+        if sign
+        else ""
+    )
+
+
 def _has_columns(place: str, config: IngestConfig) -> bool:
     try:
         if place.lower().endswith(_TEXTS):
-            names = list(next(text_rows(place, config), {}))
+            names = list(first_row(place, config))
+            if len(names) == 1:  # another delimiter, which is to be told of
+                names = re.split(r"[;\t|]", names[0])
         else:
             with places.open_seekable(place, config) as file:
                 names = list(pq.read_schema(file).names)

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
+from pipeline.sources import recognise
 from pipeline.sources.base import MAX_IDENTITY_BYTES, bad_key, named, uri_text
 from pipeline.tars import Member, read_members
 from tests.pipeline.crawl_forms import (
@@ -243,6 +244,71 @@ def test_tables_that_lack_a_column_say_what_they_have(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("")
     with pytest.raises(BadCrawl, match="is an empty table"):
         items_of(tmp_path / "c.csv", tmp_path / "plan")
+
+
+@pytest.mark.parametrize("beside", [(), ("images",)])
+@pytest.mark.parametrize(("header", "sign"), [("identity;path", "';'"), ("who|file", r"'\|'"), ("identity\tpath", r"'\\t'")])
+def test_another_delimiter_is_told_of(tmp_path: Path, header: str, sign: str, beside: tuple[str, ...]) -> None:
+    crawl = write(tmp_path / "crawl", {"list.csv": f"{header}\n".encode() + header.replace("identity", "A").encode()})
+    write(crawl, {f"{folder}/a.jpg": picture(1) for folder in beside})
+    for place in (crawl, crawl / "list.csv"):
+        with pytest.raises(BadCrawl, match=rf"Its columns seem to be parted by {sign}, those of a \.csv are by commas"):
+            items_of(place, tmp_path / "plan")
+
+
+def test_a_list_with_another_delimiter_among_folders_is_told_of_and_other_tables_are_not_in_the_way(tmp_path: Path) -> None:
+    crawl = write(folder(tmp_path / "crawl", people()), {"statistics.csv": b"width,height\n1,2\n"})
+    assert recognise(str(crawl), IngestConfig()) == "folder"
+    write(crawl, {"list.csv": b"identity;path\nA;a.jpg\n"})
+    with pytest.raises(BadCrawl, match="seem to be parted by"):
+        items_of(crawl, tmp_path / "plan")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_a_text_table_that_is_no_utf8_is_refused(tmp_path: Path, suffix: str) -> None:
+    text = {
+        "csv": "identity,path\nJosé,a.jpg\n",
+        "tsv": "identity\tpath\nJosé\ta.jpg\n",
+        "jsonl": '{"identity": "José", "path": "a.jpg"}\n',
+    }
+    for encoding in ("latin-1", "utf-16"):
+        crawl = write(tmp_path / encoding, {f"t.{suffix}": text[suffix].encode(encoding)})
+        for place in (crawl, crawl / f"t.{suffix}"):
+            with pytest.raises(BadCrawl, match=r"is no UTF-8: it has b'.+' where that cannot stand. Convert it, as by: iconv -f LATIN1"):
+                items_of(place, tmp_path / "plan")
+    crawl = write(
+        tmp_path / "well", {f"t.{suffix}": b"\xef\xbb\xbf" + text[suffix].encode() if suffix != "jsonl" else text[suffix].encode()}
+    )
+    assert [item.identity for item in items_of(crawl, tmp_path / "plan")] == ["José"]
+
+
+def test_metadata_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    crawl = write(tmp_path / "crawl", {"train/1.jpg": picture(1), "train/metadata.csv": "file_name,label\n1.jpg,José\n".encode("latin-1")})
+    with pytest.raises(BadCrawl, match="is no UTF-8"):
+        items_of(crawl, tmp_path / "plan")
+
+
+def test_shards_without_hugging_faces_marks_are_asked_for_their_column(tmp_path: Path) -> None:
+    (tmp_path / "crawl" / "data").mkdir(parents=True)
+    rows = pa.Table.from_pylist([{"image": {"bytes": picture(1), "path": None}, "name": "Ann"}])
+    pq.write_table(rows, tmp_path / "crawl" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(BadCrawl, match=r"no column 'identity'; it has 'image', 'name'. Name it by --set ingest.identity_key=NAME"):
+        items_of(tmp_path / "crawl", tmp_path / "plan")
+    assert [item.identity for item in items_of(tmp_path / "crawl", tmp_path / "plan", IngestConfig(identity_key="name"))] == ["Ann"]
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"", "has no bytes"), (bytes(range(250)) * 20, "has no record among 5,000 bytes")])
+def test_a_record_file_without_records_is_told_from_an_empty_one(tmp_path: Path, content: bytes, told: str) -> None:
+    crawl = write(tmp_path / "crawl", {"train.rec": content})
+    with pytest.raises(BadCrawl, match=f"{told}.*Fetch it anew"):
+        items_of(crawl, tmp_path / "plan")
+
+
+def test_an_index_without_lines_hides_no_record(tmp_path: Path) -> None:
+    crawl = FORMS["recordio"][1](tmp_path / "crawl", people())
+    whole = status_of(items_of(crawl, tmp_path / "plan"))
+    (crawl / "train.idx").write_bytes(b"")
+    assert status_of(items_of(crawl, tmp_path / "plan")) == whole
 
 
 def test_a_damaged_row_group_is_a_row(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import Config, as_dict
 from pipeline.fanout import fan_out
-from pipeline.imagine import Imagined, imagine, why_none
+from pipeline.imagine import Imagined, Memory, imagine, remember, remembered, why_none
 from pipeline.layout import RunLayout
 from pipeline.pages import people
 from pipeline.pages.overview import overview, pairs
@@ -24,7 +24,8 @@ from pipeline.run_folder import versions
 from pipeline.shards import shard_stems
 from pipeline.sums import prove_twins
 
-VERSION = 6
+VERSION = 7
+_MADE = "inversions/made.json"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -47,11 +48,13 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
     mark = fingerprint("audit", VERSION, {"title": title, "settings": settings}, **inputs)
 
     def work(folder: Path) -> Counts:
-        names = noisiest(run.root, config.audit.inversions)
+        names = noisiest_by_rule(run.root, config.audit.inversions)
         with open_run(run.root) as db:
             two_names = [name for pair in pairs(db) for name in (pair["identity"], pair["other_identity"])]
         names += [name for name in dict.fromkeys(two_names) if name not in names] if config.audit.inversions else []
-        imagined = imagine(run.raw, rounds, names, config, progress=progress)
+        memory = Memory(remembered(run.audit / _MADE) | remembered(folder / _MADE))
+        imagined = imagine(run.raw, rounds, names, config, progress=progress, memory=memory)
+        remember(memory, folder / _MADE)
         counts = write_audit(
             run.root,
             folder,
@@ -72,6 +75,12 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
 def noisiest(run: Path, identities: int) -> list[str]:
     """The first identities of the pages: most samples dropped or to relabel first, then most to review, most samples, and by name."""
     names: list[str] = people.ranked(run)["identity"].slice(0, identities).to_pylist()
+    return names
+
+
+def noisiest_by_rule(run: Path, identities: int) -> list[str]:
+    """As `noisiest`, by what the rule said: decisions of people change nothing here, so the same faces are imagined after them."""
+    names: list[str] = people.ranked_by_rule(run)["identity"].slice(0, identities).to_pylist()
     return names
 
 

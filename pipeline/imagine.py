@@ -3,9 +3,12 @@
 A round with several sub-centers shows what shares a name: where two of them give two faces, two people do, or noise gathered.
 """
 
+import base64
+import hashlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +26,10 @@ from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput
 from pipeline.layout import RoundLayout
 from pipeline.models import pick_device
-from pipeline.receipts import Progress
+from pipeline.receipts import Progress, fingerprint, mark_of, write_json
 
+VERSION = 1
+"""Goes up when the same inputs give other faces."""
 LEAST_SHARE, LEAST_VOTES = 0.1, 3
 """Of an identity's samples, for a sub-center to be drawn."""
 _BATCH = 64
@@ -41,6 +46,33 @@ class Imagined:
     angle_deg: float
 
 
+Face = tuple[bytes, float]
+"""A PNG, and the angle of its embedding to what was wanted, in degrees."""
+
+
+@dataclass
+class Memory:
+    """Batches of faces by the fingerprint of all that they depend on: `known` from before, `used` in this call, drawn anew or not."""
+
+    known: Mapping[str, list[Face]] = field(default_factory=dict)
+    used: dict[str, list[Face]] = field(default_factory=dict)
+
+
+def remembered(file: Path) -> dict[str, list[Face]]:
+    """What `remember` wrote; nothing where the file is missing or damaged, so that faces are drawn anew."""
+    try:
+        told = json.loads(file.read_text("utf-8"))
+        return {key: [(base64.b64decode(png, validate=True), float(angle)) for png, angle in faces] for key, faces in told.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def remember(memory: Memory, file: Path) -> None:
+    """Write the batches that were used: about 30 kB a face."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {key: [(base64.b64encode(png).decode(), angle) for png, angle in faces] for key, faces in memory.used.items()})
+
+
 @dataclass(frozen=True)
 class _Target:
     name: str
@@ -55,10 +87,12 @@ def imagine(
     config: Config,
     *,
     progress: Progress | None = None,
+    memory: Memory | None = None,
 ) -> dict[str, list[Imagined]]:
     """identity -> the faces of its sub-centers in the first round, where more than one has a tenth of its samples (and three of them), and of
     its dominant sub-center in the last.
 
+    Of `memory` those batches are taken whose model, directions, steps and seed are the same.
     Identities without a center are left out; all are where the embedder has no gradients to follow, as an ONNX file has none.
     """
     found = dict[str, list[Imagined]]()
@@ -73,7 +107,7 @@ def imagine(
         if not targets:
             continue
         told = None if progress is None else partial(_tell_of, progress, done, total)
-        faces = _faces(round_, [one.direction_D for one in targets], config, config.audit.inversion_steps, told)
+        faces = _faces(round_, [one.direction_D for one in targets], config, config.audit.inversion_steps, told, memory)
         if faces is None:
             return {}
         for target, (png, angle) in zip(targets, faces, strict=True):
@@ -123,30 +157,48 @@ def _work(targets: int, steps: int) -> int:
 
 
 def _faces(
-    round_: RoundLayout, directions: Sequence[Tensor], config: Config, steps: int, told: Callable[[int], None] | None
-) -> list[tuple[bytes, float]] | None:
-    """(PNG, angle) for each direction; None when the round's embedder has no gradients."""
+    round_: RoundLayout,
+    directions: Sequence[Tensor],
+    config: Config,
+    steps: int,
+    told: Callable[[int], None] | None,
+    memory: Memory | None = None,
+) -> list[Face] | None:
+    """A face for each direction; None when the round's embedder has no gradients."""
+    memory = memory or Memory()
     device = pick_device(config.device)
-    embedder = load_embedder(round_.train, device)
-    if embedder.module is None:
-        return None
+    embedder = None
     with safe_open(round_.train / "head.safetensors", framework="pt") as file:
         others = file.get_slice("centers")
         count = others.get_shape()[0]
         filler = [others[row : row + 1][0, 0] for row in range(0, count, max(1, count // _LEAST_BATCH))]
-    faces = []
+    faces: list[Face] = []
     for first in range(0, len(directions), _BATCH):
         some = list(directions[first : first + _BATCH])
+        wanted_BD = torch.stack(some + filler[: max(0, _LEAST_BATCH - len(some))]).float().contiguous()
+        directions_of = hashlib.sha256(wanted_BD.numpy().tobytes()).hexdigest()
+        settings = {"steps": steps, "seed": config.seed, "shape": list(wanted_BD.shape), "faces": len(some)}
+        key = fingerprint("imagine", VERSION, settings, model=mark_of(round_.train), directions=directions_of)
+        if (known := memory.known.get(key)) is not None and len(known) == len(some):
+            memory.used[key] = known
+            faces += known
+            if told is not None:
+                told((first // _BATCH + 1) * steps)
+            continue
+        embedder = embedder or load_embedder(round_.train, device)
+        if embedder.module is None:
+            return None
         result = invert(
             embedder.module,
-            torch.stack(some + filler[: max(0, _LEAST_BATCH - len(some))]).to(device),
+            wanted_BD.to(device),
             input_px=embedder.input_px,
             steps=steps,
             seed=config.seed,
             device=device,
             on_step=None if told is None else partial(_tell, told, first // _BATCH * steps),
         )
-        faces += [(_png(image), float(angle)) for image, angle in zip(result.images, result.angle_deg, strict=True)][: len(some)]
+        memory.used[key] = [(_png(image), float(angle)) for image, angle in zip(result.images, result.angle_deg, strict=True)][: len(some)]
+        faces += memory.used[key]
     return faces
 
 

@@ -60,7 +60,14 @@ class Wave:
 def ranked(run: Path) -> pa.Table:
     """Every identity that has a sample, with its counts by verdict: most samples dropped or to relabel first, then most to review, most samples, by name."""
     with duckdb.connect() as db:
-        return fetch(db, _RANKED_SQL, {"manifest": every(RunLayout(run).manifest, "part-*.parquet")})
+        return fetch(db, _RANKED_SQL.format(verdict="verdict"), {"manifest": every(RunLayout(run).manifest, "part-*.parquet")})
+
+
+def ranked_by_rule(run: Path) -> pa.Table:
+    """As `ranked`, by the rule's verdicts where people decided otherwise."""
+    said = "coalesce(rule_verdict, verdict)"
+    with duckdb.connect() as db:
+        return fetch(db, _RANKED_SQL.format(verdict=said), {"manifest": every(RunLayout(run).manifest, "part-*.parquet")})
 
 
 def write_list(people: pa.Table, out: Path) -> list[str]:
@@ -136,8 +143,8 @@ def _write_sheet(path: Path, crops: list[bytes]) -> None:
 
 
 _RANKED_SQL = """
-    SELECT identity, count(*) AS samples, count(*) FILTER (verdict = 'keep') AS keep, count(*) FILTER (verdict = 'drop') AS "drop",
-        count(*) FILTER (verdict = 'relabel') AS relabel, count(*) FILTER (verdict = 'review') AS review
+    SELECT identity, count(*) AS samples, count(*) FILTER ({verdict} = 'keep') AS keep, count(*) FILTER ({verdict} = 'drop') AS "drop",
+        count(*) FILTER ({verdict} = 'relabel') AS relabel, count(*) FILTER ({verdict} = 'review') AS review
     FROM read_parquet($manifest) WHERE status = 'ok'
     GROUP BY identity ORDER BY "drop" + relabel DESC, review DESC, samples DESC, identity
 """

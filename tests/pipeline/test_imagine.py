@@ -16,7 +16,7 @@ from arcface_core.backbones import build_backbone
 from pipeline import tables
 from pipeline.config import load
 from pipeline.errors import BadInput
-from pipeline.imagine import Imagined, imagine, imagine_samples
+from pipeline.imagine import Imagined, Memory, imagine, imagine_samples, remember, remembered
 from pipeline.layout import RunLayout
 from pipeline.models import save_tensors
 from pipeline.receipts import run_stage
@@ -133,3 +133,28 @@ def test_an_unknown_sample_is_refused(run: RunLayout, ids: Sequence[str]) -> Non
 
 def test_none_where_none_are_wanted(run: RunLayout) -> None:
     assert imagine(run.raw, [run.round(1)], NAMES, load(overrides=["audit.inversion_steps=0"])) == {}
+
+
+def test_what_is_remembered_is_not_drawn_again_and_what_changed_is(run: RunLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import imagine as module
+
+    drawn, real = [], module.invert
+
+    def counted(*given: object, **options: object) -> object:
+        drawn.append(options["seed"])
+        return real(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "invert", counted)
+    rounds, file, first = [run.round(1), run.round(2)], tmp_path / "inversions" / "made.json", Memory()
+    found = imagine(run.raw, rounds, NAMES, CONFIG, memory=first)
+    remember(first, file)
+    assert len(drawn) == len(first.used) == 2
+    again = Memory(remembered(file))
+    assert imagine(run.raw, rounds, NAMES, CONFIG, memory=again) == found and len(drawn) == 2 and again.used == first.used
+    fewer = Memory(remembered(file))
+    imagine(run.raw, rounds, ["Ada"], CONFIG, memory=fewer)
+    assert len(drawn) == 3 and len(fewer.used) == 2, "the sub-centers of the first round are as they were, those of the last are others"
+    imagine(run.raw, rounds, NAMES, load(overrides=["audit.inversion_steps=6", "device=cpu", "seed=5"]), memory=Memory(remembered(file)))
+    assert drawn[3:] == [5, 5]
+    file.write_text('{"a": [["?", 1]]}', "utf-8")
+    assert remembered(file) == {} == remembered(tmp_path / "none")

@@ -93,15 +93,24 @@ def run_stage(out: Path, *, stage: str, mark: str, work: Callable[[Path], Counts
 
 
 def _fill(partial: Path, stage: str, mark: str, work: Callable[[Path], Counts]) -> Receipt:
-    for leftover in partial.rglob(".*.tmp"):  # of writers that were killed
-        leftover.unlink()
+    _clear(partial)  # of a stage that was killed
     started = time.perf_counter()
-    counts = work(partial)
+    try:
+        counts = work(partial)
+    except BaseException:
+        _clear(partial)  # of workers, who end with the stage wherever they are
+        raise
     flush([partial, *partial.rglob("*")])
     receipt = Receipt(stage, mark, counts, round(time.perf_counter() - started, 3))
     write_json(partial / NAME, {key: value for key, value in asdict(receipt).items() if key != "reused"})
     flush([partial])
     return receipt
+
+
+def _clear(partial: Path) -> None:
+    """Remove files that are half written."""
+    for leftover in partial.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def partials(out: Path) -> list[Path]:

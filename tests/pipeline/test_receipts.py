@@ -31,11 +31,12 @@ def test_a_matching_receipt_skips_the_work_and_another_mark_redoes_it(tmp_path: 
 def test_what_fails_half_way_is_not_there_and_its_parts_serve_the_next_attempt(tmp_path: Path) -> None:
     def dies(folder: Path) -> Counts:
         (folder / "part").write_text("done")
+        (folder / ".other.part.tmp").write_text("half, by a worker that was ended")
         raise ValueError("killed")
 
     with pytest.raises(ValueError, match="killed"):
         run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=dies)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not list(tmp_path.rglob("*.tmp"))
     seen = run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=lambda folder: {"kept": (folder / "part").exists()})
     assert seen.counts == {"kept": True}
 

@@ -1,7 +1,9 @@
 """Review in a real Chromium: twenty samples by the keyboard, a reload, an undo, an export, a server that dies; hostile names do nothing."""
 
+import contextlib
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,9 @@ def run(tmp_path: Path) -> Path:
     return reviewable(tmp_path / "run")
 
 
+FOCUSED = "return document.activeElement.dataset.sample"
+
+
 def begin(browser: Browser, address: str, name: str = "Ann", *, width: int = 1280) -> None:
     browser.open(address, width=width)
     browser.run("localStorage.clear()")
@@ -32,6 +37,17 @@ def begin(browser: Browser, address: str, name: str = "Ann", *, width: int = 128
     browser.until("return document.activeElement.id === 'name'")
     browser.press(name, "Enter")
     browser.until(KEY)
+
+
+@contextlib.contextmanager
+def at_first_identity(browser: Browser, run: Path) -> Iterator[None]:
+    """As Ann, on the page of the first identity."""
+    write_audit(run, run / "audit", title="t", identities=9, faces=12, inversions={})
+    with served(run) as address:
+        begin(browser, address)
+        browser.open(address.replace("review.html", "identity.html#n0"))
+        browser.until("return document.body.dataset.ready === '0'")
+        yield
 
 
 def standing(run: Path) -> dict[str, tuple[str, str]]:
@@ -209,23 +225,18 @@ def test_the_served_pages_draw_what_was_not_drawn(browser: Browser, run: Path) -
 
 
 def test_faces_are_answered_on_their_identitys_page(browser: Browser, run: Path) -> None:
-    write_audit(run, run / "audit", title="t", identities=9, faces=12, inversions={})
-    focused = "return document.activeElement.dataset.sample"
-    with served(run) as address:
-        begin(browser, address)
-        browser.open(address.replace("review.html", "identity.html#n0"))
-        browser.until("return document.body.dataset.ready === '0'")
+    with at_first_identity(browser, run):
         browser.run("document.querySelector('.couples .face[data-sample]').focus()")
-        relabelled = browser.run(focused)
+        relabelled = browser.run(FOCUSED)
         browser.press("r")
         browser.until("return document.querySelectorAll('.couples .answered').length === 1")
         assert "Relabelled to Bob by Ann" in browser.run("return document.querySelector('.couples .said-by').textContent")
         browser.run("document.querySelector('.subcenter .face').focus()")
-        first = browser.run(focused)
+        first = browser.run(FOCUSED)
         browser.press("d")
         browser.until("return document.activeElement.classList.contains('answered')")
         browser.press("ArrowRight")
-        assert browser.run(focused) not in (first, None)
+        assert browser.run(FOCUSED) not in (first, None)
         assert standing(run) == {relabelled: ("relabel", "Ann"), first: ("drop", "Ann")}
         browser.press("u")
         browser.until("return document.querySelectorAll('.subcenter .answered').length === 1")
@@ -239,25 +250,20 @@ def test_faces_are_answered_on_their_identitys_page(browser: Browser, run: Path)
 
 
 def test_a_face_is_relabelled_by_name_on_its_identitys_page(browser: Browser, run: Path) -> None:
-    write_audit(run, run / "audit", title="t", identities=9, faces=12, inversions={})
-    focused = "return document.activeElement.dataset.sample"
-    with served(run) as address:
-        begin(browser, address)
-        browser.open(address.replace("review.html", "identity.html#n0"))
-        browser.until("return document.body.dataset.ready === '0'")
+    with at_first_identity(browser, run):
         browser.press("k")
         assert "Go to a face first" in browser.run(SAID)
         browser.run("document.querySelector('.subcenter .face').focus()")
-        sample = browser.run(focused)
+        sample = browser.run(FOCUSED)
         browser.press("o", "nobody", "Enter")
         browser.until(f"return ({SAID.removeprefix('return ')}).includes('no identity of exactly that name')")
         browser.press("Escape")
-        assert browser.run(focused) == sample and browser.run(SAID) == "" and standing(run) == {}
+        assert browser.run(FOCUSED) == sample and browser.run(SAID) == "" and standing(run) == {}
         browser.press("o", "onerror")
         browser.until("return document.querySelectorAll('#suggested li').length === 1")
         browser.press("ArrowDown", "Enter")
         browser.until("return document.querySelectorAll('.subcenter .answered').length === 1 && document.getElementById('relabel').hidden")
-        assert browser.run(focused) == sample and browser.run(SAID) == "Relabelled. U takes it back."
+        assert browser.run(FOCUSED) == sample and browser.run(SAID) == "Relabelled. U takes it back."
         (row,) = decisions.read_standing(run).to_pylist()
         assert (row["sample_id"], row["verdict"], row["clean_identity"]) == (sample, "relabel", IMG)
         assert browser.run(

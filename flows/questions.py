@@ -44,7 +44,8 @@ def report(run: Path, name: str | None = None, *, format: Format = None, out: Ou
     name:
         summary, noisiest, merges, sources ... : a file of data/sql/.
     """
-    from pipeline.report import open_run, saved_queries
+    from pipeline.answers import saved_queries
+    from pipeline.report import open_run
     from pipeline.report import report as answer
 
     if name is None:

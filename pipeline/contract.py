@@ -42,7 +42,7 @@ RUN/
   rounds/1/         train/ (backbone.safetensors, head.safetensors, classes.parquet, metrics.parquet, model.json),
                     embeddings/raw-*.parquet, noise/raw-*.parquet, noise/judge.json, noise/proposals.parquet,
                     noise/centers.safetensors
-  manifest/         part-*.parquet: one row per crawl item
+  manifest/         part-*.parquet: one row per crawl item; _answers/: the saved queries that need nothing else, answered
   protected/        contamination.parquet, when `protect.sets` names evaluation sets
   decisions/        a Parquet file per act of a person, never rewritten but by `purify forget`
   forgotten/        a Parquet file of keyed hashes per `purify forget`, and their key

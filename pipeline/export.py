@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import shards, tables
+from pipeline.answers import keep_answers
 from pipeline.config import Config, as_dict
 from pipeline.decisions import digest, read_standing
 from pipeline.duck import every, fetch, literal
@@ -68,6 +69,7 @@ def write_manifest(
             raise PurifyError(
                 f"{items} items were ingested and {sum(verdicts.values())} are in the manifest. This is our defect: please report it."
             )
+        keep_answers(folder)
         return {"items": items, **verdicts, "exported": rank}
 
     return run_stage(out, stage="manifest", mark=mark, work=work)

@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline import answers, receipts, shards, tables
 from pipeline import forgotten as log
-from pipeline import receipts, shards, tables
 from pipeline.edits import edits
 from pipeline.errors import BadInput, StaleInput
 from pipeline.forgotten import Forgotten
@@ -32,7 +32,7 @@ from pipeline.wanted import Found, find, require_found, rows_of, wanted_of
 _OURS = re.compile(
     r"\.lock|\.status\.json|run\.json|history/[^/]+\.json|forgotten/(key|[^/]+\.(parquet|json))|decisions/[^/]+\.parquet|audit/.*|(.*/)?_receipt\.json"
     r"|raw/(raw-\d+\.(tar|parquet|sha256)|(identities|listing)\.parquet)|clean/(clean-\d+\.(tar|parquet|sha256)|identities\.parquet|dataset\.json)"
-    r"|manifest/part-\d+\.parquet|protected/contamination\.parquet|evaluation/((metrics|differences|roc|scores)\.parquet|[^/]+\.svg)"
+    r"|manifest/(part-\d+|_answers/[a-z_]+)\.parquet|protected/contamination\.parquet|evaluation/((metrics|differences|roc|scores)\.parquet|[^/]+\.svg)"
     r"|rounds/\d+/(embeddings/raw-\d+\.parquet|noise/(raw-\d+\.parquet|proposals\.parquet|judge\.json|centers\.safetensors)"
     r"|train/((backbone|head)\.safetensors|classes\.parquet|metrics\.parquet|model\.(json|onnx|safetensors|pt|pth)))"
     r"|embedder/model\.(json|onnx|safetensors|pt|pth)",
@@ -163,7 +163,7 @@ def _sweep(run: RunLayout, progress: Progress | None) -> None:
     for path in _left_over(run):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     learned = [run.root / "rounds", run.manifest, run.clean, run.protected, run.evaluation] if wanted["retrain"] else []
-    for folder in [run.audit, *learned]:
+    for folder in [run.audit, run.manifest / answers.FOLDER, *learned]:
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old")
             folder.rename(old)
@@ -174,6 +174,8 @@ def _sweep(run: RunLayout, progress: Progress | None) -> None:
         files.commit()
         if progress:
             progress(number, number)
+    if run.manifest.exists():
+        answers.keep_answers(run.manifest)
     _recount(run, is_finished=not wanted["retrain"])
     run.pending.unlink()
 

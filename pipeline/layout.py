@@ -57,7 +57,7 @@ class RunLayout:
 
     @property
     def manifest(self) -> Path:
-        """part-000000.parquet ... (`tables.MANIFEST`): one row per crawl item."""
+        """part-000000.parquet ... (`tables.MANIFEST`): one row per crawl item; and `_answers/` (`answers.py`)."""
         return self.root / "manifest"
 
     @property

@@ -8,28 +8,18 @@ import difflib
 import itertools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from pipeline import tables
+from pipeline.answers import kept_answer, saved_queries
 from pipeline.duck import every, fetch
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
-from pipeline.resources import data_folder
 from pipeline.run_files import ROOT, confine
 from pipeline.run_folder import require_whole
-
-
-@dataclass(frozen=True)
-class SavedQuery:
-    """A query of `data/sql/`: `name` is the file's stem, `title` its first line."""
-
-    name: str
-    title: str
-    sql: str
 
 
 def open_run(run: Path) -> duckdb.DuckDBPyConnection:
@@ -60,13 +50,11 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def saved_queries() -> dict[str, SavedQuery]:
-    """The saved queries by name, in alphabetical order."""
-    return {path.stem: _saved(path) for path in sorted(data_folder("sql").glob("*.sql"))}
-
-
 def report(run: Path, name: str) -> pa.Table:
-    """Rows of the saved query `name`. Raises BadInput for a name that does not exist, with those that do."""
+    """Rows of the saved query `name`, the kept ones where its answer stands beside the manifest.
+
+    Raises BadInput for a name that does not exist, with those that do, and what `open_run` raises.
+    """
     known = saved_queries()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -76,7 +64,9 @@ def report(run: Path, name: str) -> pa.Table:
         raise BadInput(
             f"{run} protected no evaluation set. Name one with `purify run ... --protect SET`, and the crawl is compared with it."
         )
-    return query(run, known[name].sql)
+    open_run(run).close()  # which refuses what is no finished run
+    kept = kept_answer(RunLayout(run).manifest, known[name])
+    return query(run, known[name].sql) if kept is None else kept
 
 
 def query(run: Path, sql: str) -> pa.Table:
@@ -219,11 +209,6 @@ def _rows_of(run: Path, files: list[tuple[Path, int | None]]) -> str:
         of_round = "" if number is None else f", {number}::SMALLINT AS round"
         selects.append(f"SELECT *{of_round} FROM read_parquet([{names}], hive_partitioning = false)")
     return " UNION ALL ".join(selects)
-
-
-def _saved(path: Path) -> SavedQuery:
-    sql = path.read_text("utf-8")
-    return SavedQuery(path.stem, sql.splitlines()[0].removeprefix("--").strip(), sql)
 
 
 def _help(connection: duckdb.DuckDBPyConnection) -> str:

@@ -6,7 +6,7 @@ SELECT
     count(*) AS items,
     count(DISTINCT identity) AS identities,
     min(angle_deg) AS min_angle_deg,
-    median(angle_deg) AS median_angle_deg,
+    approx_quantile(angle_deg, 0.5) AS median_angle_deg,
     max(angle_deg) AS max_angle_deg,
     avg(noise_probability) AS mean_noise_probability
 FROM manifest

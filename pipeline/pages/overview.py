@@ -21,7 +21,7 @@ from pipeline.pages.flow import Route, flow_svg
 from pipeline.pages.histogram import Series, histogram_svg
 from pipeline.pages.lines import Curve, curves_svg
 from pipeline.pages.text import SPOKEN
-from pipeline.report import round_numbers, saved_queries
+from pipeline.report import report, round_numbers
 from pipeline.shards import shard_stems
 
 BIN_DEG = 3
@@ -44,8 +44,8 @@ def overview(db: duckdb.DuckDBPyConnection, run: Path) -> dict[str, Any]:
         "sweep": _sweep(db, judges[numbers[-1]] if numbers else {}),
         "changes": _changes(RunLayout(run), numbers),
         "pairs": pairs(db),
-        "sources": _sources(db),
-        "groups": _groups(db),
+        "sources": _sources(db, run),
+        "groups": _groups(run),
         "training": _training(db),
         "evaluation": _evaluation(db),
         "roc": _roc(RunLayout(run).evaluation / "roc.parquet"),
@@ -231,9 +231,9 @@ def _changes(run: RunLayout, numbers: Sequence[int]) -> dict[str, Any] | None:
     return {"first": numbers[0], "last": numbers[-1], "cells": cells}
 
 
-def _sources(db: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _sources(db: duckdb.DuckDBPyConnection, run: Path) -> list[dict[str, Any]]:
     """Noise by source, the noisiest twelve; none when the sources are the identities, as in a crawl of a folder per name."""
-    rows = _rows(db, saved_queries()["sources"].sql)
+    rows = report(run, "sources").to_pylist()
     names = {
         row["identity"]
         for row in _rows(
@@ -243,10 +243,10 @@ def _sources(db: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     return [] if names else rows[:12]
 
 
-def _groups(db: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
+def _groups(run: Path) -> dict[str, list[dict[str, Any]]]:
     """Shares of samples removed, by kind of group."""
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in _rows(db, saved_queries()["groups"].sql):
+    for row in report(run, "groups").to_pylist():
         kinds[row["kind"]].append(row)
     return dict(kinds)
 

@@ -15,13 +15,14 @@ from safetensors.numpy import load_file
 
 from flows import cli
 from pipeline import forgotten as log
+from pipeline.answers import saved_queries
 from pipeline.config import load
 from pipeline.decisions import decide
 from pipeline.errors import BadInput, BadShard, StaleInput
 from pipeline.forget import Forgetting, forget
 from pipeline.ingest import ingest
 from pipeline.layout import RunLayout
-from pipeline.report import report, saved_queries
+from pipeline.report import report
 from pipeline.review import draw
 from pipeline.run_folder import claimed
 from pipeline.shards import check_shard, shard_stems
@@ -70,6 +71,7 @@ def test_no_byte_of_a_person_is_left(copied: tuple[Path, Path, str]) -> None:
         "rounds/1/embeddings/",
         "rounds/2/noise/raw-",
         "manifest/part-",
+        "manifest/_answers/",
         "decisions/",
         "audit/data/people-",
         "rounds/2/.train.",

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import tables
+from pipeline import answers, tables
+from pipeline.answers import saved_queries
 from pipeline.errors import BadInput, SchemaMismatch
 from pipeline.layout import RunLayout
-from pipeline.report import diff, open_run, query, report, saved_queries, unlike, why
+from pipeline.report import diff, open_run, query, report, unlike, why
 from tests.pipeline.fake_run import Planted, write_run
 
 ADA = [Planted(identity="Ada", angle_deg=float(angle)) for angle in (20, 62, 75)]
@@ -65,6 +66,35 @@ def test_every_saved_query_runs_and_has_a_title(run: Path, name: str, tmp_path: 
     assert answer.num_rows > 0 or name == "near_duplicates"
     nothing_usable = write_run(tmp_path / "run", [Planted(identity="Ada", status="truncated")])
     assert report(nothing_usable, name).column_names == answer.column_names
+
+
+def test_an_answer_is_kept_beside_the_manifest_and_is_what_the_query_says(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "O'Brien [1] *", PLANTED)
+    asked = {name: report(run, name) for name in saved_queries()}
+    answers.keep_answers(run / "manifest")
+    kept = {path.stem for path in (run / "manifest" / answers.FOLDER).iterdir()}
+    assert kept == set(asked) - {"contamination", "merges", "metrics", "rounds"}, "these need other tables of the run"
+    assert all(report(run, name).equals(answer) for name, answer in asked.items())
+    assert pq.read_table(run / "manifest").num_rows == len(PLANTED), "who reads the folder as a table does not see them"
+
+
+def test_a_kept_answer_is_read_and_one_to_another_question_is_not(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", PLANTED)
+    answers.keep_answers(run / "manifest")
+    part = run / "manifest" / "part-000000.parquet"
+    pq.write_table(pq.read_table(part).slice(0, 1), part)
+    assert sum(row["items"] for row in report(run, "summary").to_pylist()) == len(PLANTED)
+    path = run / "manifest" / answers.FOLDER / "summary.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"sha256_of_sql": b"0" * 64}), path)
+    assert sum(row["items"] for row in report(run, "summary").to_pylist()) == 1
+
+
+def test_an_answer_that_needs_too_much_memory_is_left_to_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", PLANTED)
+    monkeypatch.setattr("pipeline.duck._MEMORY", "1MB")
+    answers.keep_answers(run / "manifest")
+    assert not (run / "manifest" / answers.FOLDER / "summary.parquet").exists()
+    assert sum(row["items"] for row in report(run, "summary").to_pylist()) == len(PLANTED)
 
 
 def test_summary_counts_every_item_once(run: Path) -> None:

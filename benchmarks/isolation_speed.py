@@ -100,7 +100,7 @@ def paper_rule(samples: int, dim: int, repeats: int) -> None:
 def make(root: Path, samples: int, dim: int) -> None:
     """Raw, train and embeddings folders of random people: 70 % clean, the rest strangers."""
     rng = np.random.default_rng(0)
-    identities, per_shard = samples // PER_IDENTITY, 50_000
+    identities, per_shard = samples // PER_IDENTITY, ROWS_PER_PART
     names = np.array([f"{number:07d}" for number in range(identities)])
     faces = rng.standard_normal((identities, dim), np.float32)
     faces /= np.linalg.norm(faces, axis=1, keepdims=True)

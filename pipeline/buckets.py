@@ -27,6 +27,10 @@ from pipeline.receipts import atomic
 from pipeline.within import salts, worth_of
 
 BYTES_PER_BUCKET = 1 << 26
+"""At most."""
+_LEAST_BYTES = 1 << 23
+_PARTS_TO_SHARE = 16
+"""A round is cut into so many buckets, where they are not too small or too large: work for several workers."""
 _MOST_PIECES = 512
 """So many stretches a bucket is read in, at most; beyond a crawl of 32 GB the pieces grow."""
 FACTS = np.dtype([("row", "<i8"), ("class", "<i8"), ("salt", "<i8"), ("worth", "<f8")])
@@ -141,7 +145,8 @@ def plan(embeddings: Path, stems: Sequence[str]) -> Split:
     first_row = dict(zip(stems, np.cumsum([0, *sizes])[:-1].tolist(), strict=True))
     dim = int(pq.read_schema(embeddings / f"{stems[0]}.parquet").field("embedding").type.list_size)
     size = sum(sizes) * dim * 4
-    most = max(BYTES_PER_BUCKET, size // _MOST_PIECES) // (dim * 4)
+    per_bucket = min(BYTES_PER_BUCKET, max(_LEAST_BYTES, size // _PARTS_TO_SHARE))
+    most = max(per_bucket, size // _MOST_PIECES) // (dim * 4)
     pieces: list[Piece] = []
     for stem, samples in zip(stems, sizes, strict=True):
         last = pieces.pop() if pieces else Piece(0, (), 0, 0)
@@ -149,7 +154,7 @@ def plan(embeddings: Path, stems: Sequence[str]) -> Split:
             pieces.append(last)
             last = Piece(len(pieces), (), first_row[stem], 0)
         pieces.append(replace(last, stems=(*last.stems, stem), samples=last.samples + samples))
-    return Split(pieces, first_row, dict(zip(stems, sizes, strict=True)), sum(sizes), dim, max(1, -(-size // BYTES_PER_BUCKET)))
+    return Split(pieces, first_row, dict(zip(stems, sizes, strict=True)), sum(sizes), dim, max(1, -(-size // per_bucket)))
 
 
 def buckets_of(names: Iterable[str], count: int) -> NDArray[np.int32]:

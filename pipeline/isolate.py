@@ -35,7 +35,7 @@ from pipeline.sums import prove_twins
 from pipeline.threads import one_thread
 from pipeline.verdicts import Joint, JointPart, NoisePart, VerdictPart, count_evidence, write_noise, write_verdicts
 
-VERSION = 8
+VERSION = 9
 LEAST_HELD_OUT = 200
 """Samples of held-out identities from which their noise rate counts."""
 _ADVICE = {

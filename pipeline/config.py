@@ -30,7 +30,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Rule = Literal["angle", "nondominant", "either", "both", "calibrated"]
 Mode = Literal["full", "judge", "auto"]
-SourceName = Literal["auto", "recordio", "img2dataset", "webdataset", "huggingface", "table", "folder"]
+SourceName = Literal["auto", "export", "recordio", "img2dataset", "webdataset", "huggingface", "table", "folder"]
 Backbone = Literal[
     "tiny", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200",
     "mobilefacenet", "mobilefacenet_large", "vit_t", "vit_s", "vit_b",

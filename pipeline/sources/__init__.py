@@ -7,10 +7,13 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.looks import look as look_at
-from pipeline.sources import file_plan, folder, huggingface, img2dataset, recordio, table, tar_pictures, webdataset
+from pipeline.sources import exported, file_plan, folder, huggingface, img2dataset, recordio, table, tar_pictures, webdataset
 from pipeline.sources.base import Item, Listing, Source
 
 SOURCES: dict[str, Source] = {
+    "export": Source(
+        exported.recognises, exported.list_slices, exported.read_slice, "what `purify export` wrote, in any form", exported.count_identities
+    ),
     "recordio": Source(recordio.recognises, recordio.list_slices, recordio.read_slice, "insightface's train.rec, with or without .idx"),
     "img2dataset": Source(
         img2dataset.recognises,
@@ -50,6 +53,8 @@ def recognise(crawl: str, config: IngestConfig) -> str:
     """Name of the source that reads this crawl. Raises BadCrawl when nothing is there, or nothing that is known."""
     look = look_at(crawl, config)
     if config.source != "auto":
+        if config.source != "export":
+            exported.refuse_other(look, config.source)
         return config.source
     for name, source in SOURCES.items():
         if source.recognises(look):

@@ -61,9 +61,20 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     if files:
         identity, names = _label(crawl, files[0].path, config)
         return table.list_tables(crawl, files, plan, config, identity=identity, names=names)
-    has_metadata = _list_names(crawl, plan, config)
-    (plan / "form.json").write_text(json.dumps({"is_parquet": False, "has_metadata": has_metadata}), "utf-8")
-    return file_plan.write(plan, _joined(plan) if has_metadata else ((entry, None) for entry in _pictures(crawl)), config)
+    found = sorted(entry.path for entry in places.walk(crawl) if entry.path.rpartition("/")[2] in _METADATA)
+    if found:
+        return list_named(_pictures(crawl), (line for path in found for line in _lines(crawl, path, config)), plan, config)
+    (plan / "form.json").write_text(json.dumps({"is_parquet": False, "has_metadata": False}), "utf-8")
+    return file_plan.write(plan, ((entry, None) for entry in _pictures(crawl)), config)
+
+
+def list_named(pictures: Iterator[places.Entry], lines: Iterator[tuple[bytes, str]], plan: Path, config: IngestConfig) -> Listing:
+    """The listing of pictures and of lines that name them: (path, JSON of what is known of it). What lacks its other half is an item too."""
+    (plan / "form.json").write_text(json.dumps({"is_parquet": False, "has_metadata": True}), "utf-8")
+    listed = pa.schema([("path", pa.binary()), ("size", pa.int64()), ("mark", pa.string())])
+    _write(plan / "listed.parquet", listed, ((os.fsencode(one.path), one.size, one.mark) for one in pictures))
+    _write(plan / "named.parquet", pa.schema([("path", pa.binary()), ("extra", pa.string())]), lines)
+    return file_plan.write(plan, _joined(plan), config)
 
 
 def read_slice(crawl: str, plan: Path, number: int, config: IngestConfig) -> Iterator[Item]:
@@ -127,18 +138,6 @@ def _pictures(crawl: str) -> Iterator[places.Entry]:
         name = entry.path.rpartition("/")[2]
         if name not in _OTHER and not name.startswith(".git"):
             yield entry
-
-
-def _list_names(crawl: str, plan: Path, config: IngestConfig) -> bool:
-    """Write the listing, and the lines of all metadata files by the path that each names; False when there is no metadata."""
-    found = [entry.path for entry in places.walk(crawl) if entry.path.rpartition("/")[2] in _METADATA]
-    if not found:
-        return False
-    listed = pa.schema([("path", pa.binary()), ("size", pa.int64()), ("mark", pa.string())])
-    _write(plan / "listed.parquet", listed, ((os.fsencode(one.path), one.size, one.mark) for one in _pictures(crawl)))
-    lines = pa.schema([("path", pa.binary()), ("extra", pa.string())])
-    _write(plan / "named.parquet", lines, (line for path in sorted(found) for line in _lines(crawl, path, config)))
-    return True
 
 
 def _lines(crawl: str, path: str, config: IngestConfig) -> Iterator[tuple[bytes, str]]:

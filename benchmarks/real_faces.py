@@ -26,8 +26,9 @@ from pipeline.duck import every, fetch, literal
 from pipeline.embed import embed
 from pipeline.errors import HeadNotLearned
 from pipeline.ingest import ingest
-from pipeline.isolate import isolate, require_learned
+from pipeline.isolate import isolate
 from pipeline.layout import RunLayout
+from pipeline.learned import require_learned
 from pipeline.train import train
 
 NOISE, AT_LEAST = 0.5, 10

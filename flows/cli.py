@@ -317,6 +317,8 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
 def _summarise(record: dict[str, Any], run: Path) -> int:
     """Exit code of a finished run."""
     from flows.purify import summary
+    from pipeline.layout import RunLayout
+    from pipeline.learned import judged_anyway
 
     table = Table("", "", show_header=False, box=None)
     for row in summary(record):
@@ -331,7 +333,8 @@ def _summarise(record: dict[str, Any], run: Path) -> int:
     _out.print(f"Look at [bold]{run / 'audit' / 'index.html'}[/bold]", highlight=False, soft_wrap=True)
     _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
     _out.print(f"Ask: purify report {run} noisiest", highlight=False, soft_wrap=True)
-    for warning in record["warnings"]:
+    anyway = judged_anyway(RunLayout(run).round(record["config"]["rounds"]).noise)
+    for warning in [*([anyway] if anyway else []), *record["warnings"]]:
         _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
     return 3 if record["warnings"] else 0
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from flows.screen import plain, plain_lines
 from pipeline.config import load
 from pipeline.errors import BadConfig, BadInput
+from pipeline.layout import RunLayout
 from pipeline.visible import json_text
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def status(run: Path, *, format: Format = "table") -> None:
         table.add_row(f"[bold]{plain(found.stage)}[/bold]", share, _rate(found.per_second), _time(found.left_s))
     _out.print(table)
     _out.print(plain_lines(_sentence(found, run)), highlight=False, soft_wrap=True)
+    for told in found.todo:
+        _out.print(plain(told), highlight=False, soft_wrap=True)
     for warning in found.warnings:
         _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
 
@@ -59,10 +62,11 @@ def _sentence(found: "Status", run: Path) -> str:
     if found.half_forgotten:
         return found.half_forgotten
     if found.state == "finished":
-        return f"Finished. Look at {run / 'audit' / 'index.html'}"
+        page = RunLayout(run).audit_page
+        return f"Finished. Look at {page}" if page.exists() else "Finished."
     if found.state == "running":
         return f"Running; it last told of itself {_time(found.silent_s) or '0 s'} ago."
-    return f"Nobody works on it. The same `{found.command}` goes on where it stopped."
+    return f"Nobody works on it. The same `{found.command}` {'would stop here again.' if found.todo else 'goes on where it stopped.'}"
 
 
 def history(
@@ -84,7 +88,7 @@ def history(
         for entry in entries:
             sys.stdout.write(json_text(entry) + "\n")
         return
-    table = Table("finished (UTC)", "run", "run id", "items", "samples", "kept", "noise rate", "between", "drift")
+    table = Table("finished (UTC)", "run", "run id", "items", "samples", "kept", "exported", "noise rate", "between", "drift")
     for entry in entries:
         table.add_row(
             entry["finished_at"][:19].replace("T", " "),
@@ -93,6 +97,7 @@ def history(
             f"{entry['items']:,}",
             f"{entry['samples']:,}",
             f"{entry['kept_share']:.1%}",
+            f"{entry['exported']:,}" if "exported" in entry else "",
             f"{entry['noise_rate']:.3f}",
             f"{entry['noise_rate_low']:.3f} and {entry['noise_rate_high']:.3f}",
             "" if entry["drift"] is None else f"{entry['drift']:.3f}",
@@ -145,7 +150,6 @@ def serve(
     from flows.purify import purify
     from pipeline.config import as_dict
     from pipeline.inputs import check_inputs
-    from pipeline.layout import RunLayout
 
     if not PREFECT_API_URL.value():
         raise BadInput(

@@ -22,6 +22,7 @@ from pipeline.inputs import check_inputs
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
+from pipeline.receipts import read as read_receipt
 from pipeline.retrain import changed
 from pipeline.run_folder import claimed, read_finished, remove_what_is_not_of, title_of, write_record, write_record_again
 
@@ -97,7 +98,13 @@ def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, 
     is_given = config.embedder.model is not None
     done = [("embedder", tasks.adopt(run, config))] if is_given else []
     done.append(("ingest", tasks.ingest(crawl, run, config)))
-    done += _by_need(run, config) if config.mode == "auto" and not is_given else _rounds(run, config, keep=config.mode == "judge")
+    try:
+        done += _by_need(run, config) if config.mode == "auto" and not is_given else _rounds(run, config, keep=config.mode == "judge")
+    except HeadNotLearned as error:
+        if run.manifest.exists():
+            raise  # what is published stays
+        tasks.manifest(run, _last_judged(run, config), config)
+        raise HeadNotLearned(f"{error} Every item of the crawl has its row: purify report {run.root} summary") from error
     rounds = [run.round(number) for number in range(1, config.rounds + 1)]
     remove_what_is_not_of(run, config)
     if config.protect.sets:
@@ -108,6 +115,10 @@ def _stages(crawl: Location, run: RunLayout, config: Config) -> list[tuple[str, 
     done.append(("audit", tasks.audit(run, config, title_of(run))))
     _assert_accounted(dict(done))
     return done
+
+
+def _last_judged(run: RunLayout, config: Config) -> RoundLayout:
+    return [one for one in map(run.round, range(1, config.rounds + 1)) if read_receipt(one.noise)][-1]
 
 
 def _rounds(run: RunLayout, config: Config, *, keep: bool) -> list[tuple[str, Receipt]]:

@@ -24,6 +24,7 @@ from pipeline import train as train_stage
 from pipeline.config import Config
 from pipeline.decisions import read_standing
 from pipeline.layout import RoundLayout, RunLayout
+from pipeline.learned import require_learned
 from pipeline.places import Location
 from pipeline.receipts import Receipt
 
@@ -58,7 +59,7 @@ def train(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None,
     decided = read_standing(run.root) if kept_by else None
     before = run.round(of.number - 1).train if kept_by else None
     more = {"noise": kept_by, "decisions": decided, "before": before, "keep": keep}
-    return _run(f"round {of.number}, train", train_stage.train, run.raw, of.train, config, **more)
+    return _run(f"round {of.number} train", train_stage.train, run.raw, of.train, config, **more)
 
 
 @_stage
@@ -70,32 +71,32 @@ def retrain(run: RunLayout, config: Config, problem: str | None) -> Receipt:
 
 @_gpu_stage
 def embed(run: RunLayout, of: RoundLayout, config: Config) -> Receipt:
-    return _run(f"round {of.number}, embed", embed_stage.embed, run.raw, of.train, of.embeddings, config)
+    return _run(f"round {of.number} embed", embed_stage.embed, run.raw, of.train, of.embeddings, config)
 
 
 @_gpu_stage
 def embed_by_given(run: RunLayout, of: RoundLayout, config: Config) -> Receipt:
-    return _run(f"round {of.number}, embed", embed_stage.embed, run.raw, run.embedder, of.embeddings, config)
+    return _run(f"round {of.number} embed", embed_stage.embed, run.raw, run.embedder, of.embeddings, config)
 
 
 @_stage
 def embed_again(earlier: RoundLayout, of: RoundLayout) -> Receipt:
-    return _run(f"round {of.number}, embed", embed_stage.embed_again, earlier.embeddings, of.embeddings)
+    return _run(f"round {of.number} embed", embed_stage.embed_again, earlier.embeddings, of.embeddings)
 
 
 @_stage
 def centers(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
     found = run.raw, run.embedder, of.embeddings, of.train, config
     decided = read_standing(run.root) if kept_by else None
-    return _run(f"round {of.number}, centers", centers_stage.find_centers, *found, noise=kept_by, decisions=decided)
+    return _run(f"round {of.number} centers", centers_stage.find_centers, *found, noise=kept_by, decisions=decided)
 
 
 @_gpu_stage
 def isolate(run: RunLayout, of: RoundLayout, config: Config, kept_by: Path | None) -> Receipt:
     receipt = _run(
-        f"round {of.number}, isolate", isolate_stage.isolate, run.raw, of.train, of.embeddings, of.noise, config, previous=kept_by
+        f"round {of.number} isolate", isolate_stage.isolate, run.raw, of.train, of.embeddings, of.noise, config, previous=kept_by
     )
-    isolate_stage.require_learned(of.noise)
+    require_learned(of.noise)
     return receipt
 
 

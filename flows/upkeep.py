@@ -82,7 +82,8 @@ def forget(
         _say("Nothing was changed. The same command with --yes does it, and it cannot be undone.")
         return
     _say(
-        f"Done. Not ours to change: the crawl itself, copies of {run / 'clean'}, review folders of `purify sample-review`, exports of queries, backups. "
+        f"Done. Not ours to change: the crawl itself, copies of {run / 'clean'}, data sets of `purify export --to`, review folders of "
+        "`purify sample-review`, exports of queries, backups. "
         f"{'The rest' if retrain else 'The audit page'} is made anew by `{f'purify run CRAWL {run}' if retrain else f'purify export {run}'}`."
     )
 

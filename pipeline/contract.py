@@ -36,7 +36,8 @@ evaluation protocols (`protocols/`); no Python. `runs/` and `crawls/` are yours,
 ```
 RUN/
   run.json          crawl, settings, versions, run id, warnings, counts, seconds and rates per stage
-  history/          000001-<run id>.json ...: what each finished run, and each export of decisions, came to; the run id is the start of the manifest's fingerprint
+  history/          000001-<run id>.json ...: what each finished run, and each export of decisions, came to; the run id
+                    is the start of the manifest's fingerprint, hashed with the log of the forgotten where there is one
   raw/              raw-000000.tar, its twin raw-000000.parquet (items), raw-000000.sha256 of both ..., identities.parquet
   embedder/         a model that was given in place of training (model.onnx ...), and model.json
   rounds/1/         train/ (backbone.safetensors, head.safetensors, classes.parquet, metrics.parquet, model.json),

@@ -5,6 +5,7 @@ No names stand in it: sources are hosts of URLs and names of tars.
 """
 
 import datetime
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from pipeline.config import LimitsConfig
 from pipeline.duck import every
 from pipeline.errors import BadInput
+from pipeline.forgotten import read as read_forgotten
 from pipeline.layout import RunLayout
 from pipeline.receipts import mark_of, write_json
 
@@ -30,8 +32,9 @@ _SOURCES = """
 
 
 def run_id(run: RunLayout) -> str:
-    """16 hex digits that two runs share only when their manifests are made of the same crawl, settings and decisions."""
-    return mark_of(run.manifest)[:16]
+    """16 hex digits that two runs share only when their manifests are made of the same crawl, settings and decisions, and nobody was forgotten."""
+    mark, forgotten = mark_of(run.manifest), sorted(read_forgotten(run.root).marks)
+    return (hashlib.sha256("".join([mark, *forgotten]).encode()).hexdigest() if forgotten else mark)[:16]
 
 
 def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
         items, samples, *verdicts = db.execute(
             """SELECT count(*), count(*) FILTER (WHERE status = 'ok'), count(*) FILTER (WHERE status = 'ok' AND verdict = 'keep'),
                       count(*) FILTER (WHERE status = 'ok' AND verdict = 'drop'), count(*) FILTER (WHERE status = 'ok' AND verdict = 'relabel'),
-                      count(*) FILTER (WHERE status = 'ok' AND verdict = 'review'), count(DISTINCT clean_identity)
+                      count(*) FILTER (WHERE status = 'ok' AND verdict = 'review'), count(DISTINCT clean_identity), count(clean_shard)
                FROM read_parquet($files)""",
             files,
         ).fetchall()[0]
@@ -70,7 +73,7 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
         "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "items": items,
         "samples": samples,
-        **dict(zip(("keep", "drop", "relabel", "review", "clean_identities"), verdicts, strict=True)),
+        **dict(zip(("keep", "drop", "relabel", "review", "clean_identities", "exported"), verdicts, strict=True)),
         "kept_share": round(verdicts[0] / max(1, samples), 4),
         "noise_rate": round(judged["noise_rate"], 4),
         "noise_rate_low": round(judged["noise_rate_low"], 4),

@@ -5,7 +5,6 @@ to merge or split identities, and a noise table per raw shard (`verdicts.py`). A
 Buckets and shards are parts that any number of workers do, which changes no byte.
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -14,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from arcface_core.noise.calibration import AngleHistogram, angle_of_probability, degenerate_head, fit_calibration, no_better_than_chance
+from arcface_core.noise.calibration import AngleHistogram, angle_of_probability, fit_calibration
+from arcface_core.noise.degenerate import degenerate_head, no_better_than_chance, too_few_pairs
 from arcface_core.noise.fusion import FusedJudge, JointHistogram, OwnAngles, fit_fusion
 from arcface_core.noise.rules import VERDICTS
 from pipeline import shards
 from pipeline.centers import is_given
 from pipeline.config import Config, IsolateConfig, as_dict
 from pipeline.copies import find_copies, same_bytes_elsewhere
-from pipeline.errors import HeadNotLearned
 from pipeline.evidence import SWEEP_DEG, EvidencePart, Seen, sum_of, write_evidence
 from pipeline.fanout import workers_kept
 from pipeline.files import save_array
@@ -43,6 +42,7 @@ _ADVICE = {
     True: "Do not use these verdicts: take another --embedder, or see whether its channels, mean and std are right (docs/models.md).",
 }
 """What to do about a head that was trained (False), and about a model that was given (True), when it tells no identities apart."""
+_OF_FEW = "A larger crawl would show it. If the model is known to be good for faces like these, have it judge all the same."
 _TEMPORARY = (".evidence", ".gathered", ".judged")
 
 
@@ -53,7 +53,7 @@ def isolate(
 
     `previous` is the noise folder of the round before: what it did not keep and this round does has the reason `recovered`.
     A head that has not learned to tell identities apart judges nothing: every verdict is `review`, the receipt's count `head_learned` is
-    False, and `require_learned` turns that into an error.
+    False and has no noise rate, and `learned.require_learned` turns that into an error.
     """
     inputs = {"train": mark_of(train), "embeddings": mark_of(embeddings), "previous": mark_of(previous) if previous else "none"}
     mark = fingerprint("isolate", VERSION, as_dict(config.isolate), **inputs)
@@ -62,16 +62,6 @@ def isolate(
         return _isolate(raw, train, embeddings, previous, folder, config, progress)
 
     return run_stage(out, stage="isolate", mark=mark, work=work)
-
-
-def require_learned(noise: Path) -> None:
-    """Raise HeadNotLearned, with what was seen and what to do, when the head of this round told no identities apart."""
-    facts = json.loads((noise / "judge.json").read_text("utf-8"))
-    if facts["warning"] and not facts["judged_anyway"]:
-        raise HeadNotLearned(
-            f"{facts['warning']} Nothing was judged: the raw angles stand in {noise}, every verdict is `review`. "
-            "To judge all the same: --set isolate.judge_anyway=true."
-        )
 
 
 def _isolate(
@@ -187,7 +177,7 @@ def _judge(raw: Path, train: Path, previous: Path | None, folder: Path, gathered
     kinds = Counter(proposals["kind"].to_pylist())
     return {
         **verdicts,
-        "noise_rate": round(fused.noise_rate, 4),
+        "noise_rate": round(fused.noise_rate, 4) if may_judge else None,
         "near_duplicates": reasons["near_duplicate"],
         "merge_proposals": kinds["merge"],
         "split_proposals": kinds["split"],
@@ -197,14 +187,13 @@ def _judge(raw: Path, train: Path, previous: Path | None, folder: Path, gathered
 
 def _warning(gathered: Gathered, own: AngleHistogram, null: AngleHistogram, is_given: bool) -> str | None:
     """What is wrong with a model that tells no identities apart, and what to do about it; None when it does."""
-    seen_by_model = (
-        no_better_than_chance(gathered.pair_same, gathered.pair_other)
-        if is_given
-        else degenerate_head(gathered.head_own, gathered.head_null)
-    )
+    pairs = gathered.pair_same, gathered.pair_other
+    seen_by_model = no_better_than_chance(*pairs) if is_given else degenerate_head(gathered.head_own, gathered.head_null)
     nothing = None if own.total else "no identity has two samples that differ, so none can be judged by the others"
-    finding = seen_by_model or nothing or degenerate_head(own, null)
-    return f"{finding[0].upper()}{finding[1:]}. {_ADVICE[is_given]}" if finding else None
+    finding, advice = seen_by_model or nothing or degenerate_head(own, null), _ADVICE[is_given]
+    if finding is None and is_given:
+        finding, advice = too_few_pairs(*pairs), _OF_FEW
+    return f"{finding[0].upper()}{finding[1:]}. {advice}" if finding else None
 
 
 def _held_out_rate(seen: Seen) -> float | None:

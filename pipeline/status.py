@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import BadInput
+from pipeline.config import validate
+from pipeline.errors import BadInput, PurifyError
 from pipeline.layout import RunLayout
+from pipeline.learned import not_learned
 from pipeline.receipts import Receipt, write_json
 
 NAME = ".status.json"
@@ -23,7 +25,7 @@ class Story:
     run: Path
     command: str = RUN
     finished: list[dict[str, Any]] = field(default_factory=list)
-    _now: dict[str, Any] = field(default_factory=dict)
+    _now: dict[str, Any] | None = None
     _told: float = 0.0
 
     def begin(self, stage: str) -> None:
@@ -33,6 +35,7 @@ class Story:
 
     def progress(self, done: int, total: int) -> None:
         """So much of it is done. What an earlier attempt had done counts for no rate."""
+        assert self._now is not None  # noqa: S101 - a stage has begun
         if self._now["total"] is None:
             self._now |= {"first": done, "counted_from": time.time()}
         self._now |= {"done": done, "total": total}
@@ -42,6 +45,8 @@ class Story:
     def end(self, stage: str, receipt: Receipt) -> None:
         """It is finished."""
         self.finished.append(told_of(stage, receipt))
+        self._now = None
+        self._tell()
 
     def close(self) -> None:
         """The run is finished: run.json says all."""
@@ -88,6 +93,8 @@ class Status:
     """Which goes on, or was stopped."""
     half_forgotten: str | None = None
     """What to do first, where a `purify forget` is not finished."""
+    todo: list[str] = field(default_factory=list)
+    """What a person has to do: where the same command cannot go on, and what a finished run does not show yet."""
 
 
 def half_forgotten(run: RunLayout) -> str | None:
@@ -111,9 +118,12 @@ def read_status(run: Path) -> Status:
         story = json.loads((run / NAME).read_text("utf-8"))
     except (OSError, ValueError):
         if record.get("finished") and not is_held:
-            return Status("finished", record["stages"], warnings=record.get("warnings", []))
+            return Status("finished", record["stages"], warnings=record.get("warnings", []), todo=_not_shown(layout, record))
         return Status("running" if is_held else "stopped", [])
-    now, written = story["now"], story["written"]
+    now, written, command = story["now"], story["written"], story.get("command", RUN)
+    silent_s, todo = max(0.0, time.time() - written), [] if is_held else _not_learned(layout)
+    if now is None:
+        return Status("running" if is_held else "stopped", story["finished"], silent_s=silent_s, command=command, todo=todo)
     did, took = now["done"] - now["first"], written - now["counted_from"]
     per_second = did / took if did > 0 and took > 0 else None
     return Status(
@@ -124,9 +134,31 @@ def read_status(run: Path) -> Status:
         now["total"],
         per_second,
         (now["total"] - now["done"]) / per_second if per_second and now["total"] else None,
-        max(0.0, time.time() - written),
-        command=story.get("command", RUN),
+        silent_s,
+        command=command,
+        todo=todo,
     )
+
+
+def _not_learned(run: RunLayout) -> list[str]:
+    numbers = [int(path.name) for path in (run.root / "rounds").glob("*") if path.name.isdecimal()]
+    told = not_learned(run.round(max(numbers)).noise) if numbers else None
+    return [told] if told else []
+
+
+def _not_shown(run: RunLayout, record: dict[str, Any]) -> list[str]:
+    """What a finished run does not show yet."""
+    from pipeline.export import is_current  # Arrow and DuckDB, for which nobody waits who looks at a run that goes on
+
+    try:
+        shows_all = is_current(run, validate(record["config"]))
+    except PurifyError as error:  # a folder that somebody removed, settings of another version
+        return [str(error)]
+    if not shows_all:
+        return [f"Something was decided or changed since. `purify export {run.root}` brings it into manifest, clean shards and audit page."]
+    if not run.audit_page.exists():
+        return [f"Its audit page is gone, as after `purify forget`. `purify export {run.root}` makes it anew."]
+    return []
 
 
 def _is_held(run: Path) -> bool:

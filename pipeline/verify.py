@@ -257,4 +257,6 @@ def advice(place: Location) -> str:
     name = Path(str(place)).name
     if name in {"raw", "clean"}:
         return f"Remove {place} and give the same `purify run` again: it will be made anew."
-    return "Of a run, remove the folder of what is damaged (raw/, clean/, manifest/, rounds/1/noise/) and give the same `purify run` again; write an export again."
+    if places.facts(join(places.located(place), "run.json"), READ) is None:
+        return f"Remove {place}, and give the command again that wrote it: what is there would be taken for whole."
+    return "Remove the folder of what is damaged (raw/, clean/, manifest/, rounds/1/noise/), and give the same `purify run` again: it will be made anew."

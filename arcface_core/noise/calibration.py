@@ -23,9 +23,7 @@ __all__ = [
     "Calibration",
     "angle_of_probability",
     "auroc",
-    "degenerate_head",
     "fit_calibration",
-    "no_better_than_chance",
     "threshold_for_noise",
     "threshold_for_retention",
 ]
@@ -41,8 +39,6 @@ _CLEAN_MEAN_PRIOR = 3.0
 _EM_STEPS = 120
 _STANDSTILL = 1e-10  # degrees, and share: what a step changes where a fit has ended
 _FLOOR_NOISE, _FLOOR_CLEAN = 1e-12, 1e-15  # what neither component explains is noise
-_COLLAPSED_NULL_DEG = 50.0
-_LEAST_AUROC = 0.6
 
 
 @dataclass
@@ -205,49 +201,6 @@ def auroc(own: AngleHistogram, null: AngleHistogram) -> float:
         raise ValueError("AUROC needs own and null angles: judge at least two identities first")
     own_B, null_B = own.counts.double() / own.total, null.counts.double() / null.total
     return float((own_B * (null_B.flip(0).cumsum(0).flip(0) - 0.5 * null_B)).sum())
-
-
-def no_better_than_chance(same: AngleHistogram, other: AngleHistogram) -> str | None:
-    """A sentence that says that pairs of one identity lie no nearer to each other than pairs of two, or None when they do.
-
-    For a model that was not trained on the crawl. Angles to centers that were clustered from the very samples cannot tell: of random vectors some
-    agree by chance, and the clusters are those. Pairs chosen blindly have no such choice. With a share e of noise about (1 - e)^2 of the pairs of
-    an identity show one person, so the AUROC of a good model is near 0.5 + (1 - e)^2 / 2: 0.62 at half noise. Wanted: 0.52, and three standard
-    errors above 0.5. Other people within 50 degrees (median) are told first, as `degenerate_head` does.
-    Source: variance of the AUROC without a difference, Mann and Whitney 1947.
-    """
-    if same.total == 0 or other.total == 0:
-        return None
-    if (other_deg := other.quantile_deg(0.5)) < _COLLAPSED_NULL_DEG:
-        return f"the embeddings have collapsed: pictures of two identities lie {other_deg:.1f} degrees apart (median, about 90 wanted)"
-    wanted = 0.5 + max(0.02, 3 * math.sqrt((same.total + other.total + 1) / (12 * same.total * other.total)))
-    separation = auroc(same, other)
-    if separation < wanted:
-        return (
-            f"the embeddings do not tell identities apart: AUROC of pairs of one identity against pairs of two is {separation:.3f} (0.5 is chance, "
-            f"{wanted:.3f} wanted of {same.total} pairs; medians {same.quantile_deg(0.5):.1f} and {other_deg:.1f} degrees)"
-        )
-    return None
-
-
-def degenerate_head(own: AngleHistogram, null: AngleHistogram) -> str | None:
-    """A sentence that says why the angles tell no identity from another, or None when they do.
-
-    The loss cannot say: it can halve while embeddings cluster by picture source. Two signs: other people lie within 50 degrees (all embeddings
-    share one direction), or the AUROC of own against null angles is below 0.6. Half a crawl of noise still leaves 0.75 to a good head.
-    """
-    if own.total == 0 or null.total == 0:
-        return None
-    null_deg = null.quantile_deg(0.5)
-    if null_deg < _COLLAPSED_NULL_DEG:
-        return f"the embeddings have collapsed: a random other identity lies at {null_deg:.1f} degrees (median, about 90 wanted)"
-    separation = auroc(own, null)
-    if separation < _LEAST_AUROC:
-        return (
-            f"the embeddings do not tell identities apart: AUROC of own against other identities' angles is {separation:.2f} (0.5 is chance, "
-            f"at least {_LEAST_AUROC} wanted; medians {own.quantile_deg(0.5):.1f} and {null_deg:.1f} degrees)"
-        )
-    return None
 
 
 def _fit_each(counts_B: Tensor, noise_AB: Tensor, start_deg: float) -> tuple[Tensor, Tensor, Tensor]:

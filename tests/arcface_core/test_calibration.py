@@ -7,12 +7,11 @@ from arcface_core.noise.calibration import (
     AngleHistogram,
     Calibration,
     auroc,
-    degenerate_head,
     fit_calibration,
-    no_better_than_chance,
     threshold_for_noise,
     threshold_for_retention,
 )
+from arcface_core.noise.degenerate import degenerate_head, no_better_than_chance, too_few_pairs
 
 
 def histogram(angles: torch.Tensor) -> AngleHistogram:
@@ -130,12 +129,15 @@ def test_pairs_of_a_model_that_sees_nothing_and_of_one_that_sees_a_fifth() -> No
 
     other = counted(angles(20_000, 90))
     said = no_better_than_chance(counted(angles(20_000, 90)), other)
-    assert said is not None and "do not tell identities apart" in said and "0.520 wanted of 20000 pairs" in said
+    assert said is not None and "do not tell identities apart" in said and "AUROC of 20000 pairs" in said and "0.52 wanted" in said
     assert no_better_than_chance(counted(angles(18_000, 90), angles(2_000, 40)), other) is None, (
         "at 70 % of noise a tenth of the pairs is of one person"
     )
-    few = no_better_than_chance(counted(angles(90, 90), angles(10, 40)), other)
-    assert few is not None and "0.587 wanted of 100 pairs" in few, "of few pairs more is wanted"
+    few = counted(angles(90, 90), angles(10, 40))
+    said = too_few_pairs(few, other)
+    assert no_better_than_chance(few, other) is None and said is not None, "a model that may be good is not called bad"
+    assert "too small" in said and "100 pairs" in said and "up to 0.587 is chance" in said
+    assert too_few_pairs(counted(angles(50, 90), angles(50, 40)), other) is None is too_few_pairs(AngleHistogram(), other)
     collapsed = no_better_than_chance(counted(angles(100, 20)), counted(angles(100, 30)))
     assert collapsed is not None and "collapsed" in collapsed
     assert no_better_than_chance(AngleHistogram(), other) is None

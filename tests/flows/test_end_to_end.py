@@ -25,7 +25,9 @@ from pipeline.errors import BadInput, HeadNotLearned, StaleInput
 from pipeline.forget import forget
 from pipeline.history import read_history
 from pipeline.receipts import mark_of
+from pipeline.report import report
 from pipeline.score import score
+from pipeline.status import read_status
 from tests.pipeline.embedder_models import write
 
 OPTIONS = [
@@ -168,11 +170,17 @@ def test_bare_duckdb_reads_the_manifest(finished: tuple[Path, Path, dict[str, An
 
 def test_a_head_that_told_nobody_apart_judges_nobody(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
     lazy = config("train.learning_rate=1e-9", "train.epochs=1", "isolate.judge_anyway=false")
-    with pytest.raises(HeadNotLearned, match="--init"):
+    with pytest.raises(HeadNotLearned, match=r"--init.*purify report"):
         purify(tiny_crawl[0], tmp_path / "run", lazy)
     noise = pd.concat(pd.read_parquet(path) for path in (tmp_path / "run" / "rounds" / "1" / "noise").glob("raw-*.parquet"))
     assert set(noise["verdict"]) == {"review"} and set(noise["reason"]) == {"head_not_learned"}
     assert not (tmp_path / "run" / "clean").exists()
+    items = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "run" / "raw").glob("raw-*.parquet"))
+    assert {row["verdict"] for row in report(tmp_path / "run", "summary").to_pylist() if row["status"] == "ok"} == {"review"}
+    assert sum(row["items"] for row in report(tmp_path / "run", "summary").to_pylist()) == items, "damaged items can be looked up"
+    told = read_status(tmp_path / "run")
+    assert told.state == "stopped" and told.finished[-1]["stage"] == "manifest" and "--init" in told.todo[0]
+    assert next(one for one in told.finished if one["stage"] == "round 1 isolate")["counts"]["noise_rate"] is None
 
 
 def test_another_crawl_does_not_get_this_run(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -243,6 +251,7 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     trained = (run / "rounds" / "2" / "train" / "_receipt.json").read_bytes()
     said("decide", str(run), "--sample", dropped["sample_id"], "--verdict", "keep", "--note", "it is her", "--by", "Eve")
     said("decide", str(run), "--sample", kept["sample_id"], "--verdict", "drop", "--by", "Eve")
+    assert f"purify export {run}" in said("status", str(run)), "what was decided waits"
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.imagine.invert", None)  # the model and its centers are the same: no face is imagined anew
         said("export", str(run))
@@ -263,7 +272,12 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     }
     assert counts["manifest"]["exported"] == counts["export"]["samples"] == int(now["clean_shard"].notna().sum())
     assert {entry["run_id"]: entry["keep"] for entry in read_history(run)}[record["run_id"]] == int((now["verdict"] == "keep").sum())
-    assert "Finished." in said("status", str(run)) and record["run_id"] in said("history", str(run))
+    told = said("status", str(run))
+    assert "Finished." in told and "audit/index.html" in told and "purify export" not in told
+    (run / "audit").rename(run / "away")
+    assert "audit page is gone" in said("status", str(run)) and "index.html" not in said("status", str(run))
+    (run / "away").rename(run / "audit")
+    assert record["run_id"] in said("history", str(run)) and f" {counts['manifest']['exported']} " in said("history", str(run))
     names = [name for tar in (run / "clean").glob("*.tar") for name in _members(tar)]
     assert f"{dropped['sample_id']}.jpg" in names and f"{kept['sample_id']}.jpg" not in names
     assert (run / "rounds" / "2" / "train" / "_receipt.json").read_bytes() == trained

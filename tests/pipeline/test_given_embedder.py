@@ -19,8 +19,9 @@ from pipeline.config import Config, load
 from pipeline.embed import embed_again
 from pipeline.embedders import load_embedder
 from pipeline.errors import BadConfig, HeadNotLearned
-from pipeline.isolate import isolate, require_learned
+from pipeline.isolate import isolate
 from pipeline.layout import RunLayout
+from pipeline.learned import require_learned
 from pipeline.models import save_tensors
 from pipeline.run_folder import remove_what_is_not_of
 from pipeline.train import read_classes

@@ -1,6 +1,7 @@
 """Status from files, the trend over runs, the limits that mark one."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from pipeline.config import LimitsConfig
 from pipeline.errors import BadInput
-from pipeline.history import drift, exceeded, read_history, remember
+from pipeline.forgotten import Forgotten, append, keep_key, new_key
+from pipeline.history import drift, exceeded, read_history, remember, run_id
 from pipeline.layout import RunLayout
 from pipeline.places import recorded
 from pipeline.receipts import Receipt, write_json
@@ -36,9 +38,10 @@ def test_a_run_that_goes_on_tells_how_far_it_is_and_one_that_died_that_nobody_wo
         assert [(one["stage"], one["per_second"]) for one in found.finished] == [("ingest", 25.0)]
     assert read_status(run.root).state == "stopped"
     story.close()
-    write_json(run.run_json, {"crawl": recorded(tmp_path), "finished": True, "stages": [{"stage": "x"}], "warnings": ["w"]})
+    write_json(run.run_json, {"crawl": recorded(tmp_path), "finished": True, "stages": [{"stage": "x"}], "warnings": ["w"], "config": {}})
     found = read_status(run.root)
     assert (found.state, found.finished, found.warnings) == ("finished", [{"stage": "x"}], ["w"])
+    assert len(found.todo) == 1 and "is not finished" in found.todo[0], "a folder that somebody removed"
 
 
 def test_an_entry_says_what_the_manifest_says_and_is_written_once(tmp_path: Path) -> None:
@@ -55,6 +58,12 @@ def test_an_entry_says_what_the_manifest_says_and_is_written_once(tmp_path: Path
     write_json(run.manifest / "_receipt.json", {"stage": "manifest", "fingerprint": "b" * 64, "counts": {}, "seconds": 1.0})
     remember(run, 1)
     assert [one["run_id"][0] for one in read_history(run.root)] == ["a", "b"]
+    run.forgotten.mkdir()
+    known = Forgotten(new_key())
+    keep_key(run.root, known)
+    append(run.root, [{"kind": "identity", "hash": known.mark("identity", "Cyd"), "items": 1, "words": None}], by=None)
+    assert len(run_id(run)) == 16 and run_id(run) != "b" * 16, "somebody was forgotten since"
+    shutil.rmtree(run.forgotten)
     last = run.history / f"000002-{'b' * 16}.json"
     for angles, drift_of, named in ((entry["angles"], 0.07, "c"), ([3 * one for one in entry["angles"]], None, "d")):
         write_json(last, read_history(run.root)[1] | {"drift": 0.07, "angles": angles})
@@ -84,5 +93,5 @@ def test_limits_are_kept_at_exactly_the_limit() -> None:
 
 def test_the_status_file_is_json_that_others_may_read(tmp_path: Path) -> None:
     story = Story(tmp_path)
-    story.begin("round 1, train")
-    assert json.loads((tmp_path / ".status.json").read_text())["now"]["stage"] == "round 1, train"
+    story.begin("round 1 train")
+    assert json.loads((tmp_path / ".status.json").read_text())["now"]["stage"] == "round 1 train"

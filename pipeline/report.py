@@ -5,6 +5,7 @@ write any, wherever the run stands and whatever its path is made of.
 """
 
 import difflib
+import functools
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def open_run(run: Path) -> duckdb.DuckDBPyConnection:
     for _, schema, files in views:
         tables.check(files[0][0], schema)
     connection = duckdb.connect(":memory:")
+    connection.execute("SET temp_directory = ?", [_spilled().name])
     confine(connection, {_name(run, path): path for _, _, files in views for path, _ in files})
     for name, _, files in views:
         connection.execute(f"CREATE VIEW {name} AS {_rows_of(run, files)}")
@@ -82,6 +84,12 @@ def query(run: Path, sql: str) -> pa.Table:
             return connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise BadInput(f"{error}\n{_help(connection)}") from error
+
+
+@functools.cache
+def _spilled() -> tempfile.TemporaryDirectory[str]:
+    """Where queries spill to that need more than memory, readable by this user only: names of people go there. Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="purify-")
 
 
 _WHY = ("status", "status_detail", "reason", "verdict", "rule_verdict", "rule_reason", "decided_by", "clean_identity", "clean_shard")

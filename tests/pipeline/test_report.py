@@ -97,6 +97,17 @@ def test_an_answer_that_needs_too_much_memory_is_left_to_who_asks(tmp_path: Path
     assert sum(row["items"] for row in report(run, "summary").to_pylist()) == len(PLANTED)
 
 
+def test_a_query_spills_to_a_folder_of_its_own_and_not_to_where_one_stands(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_run(run) as connection:
+        spilled = Path(connection.sql("SELECT current_setting('temp_directory')").fetchall()[0][0])
+        assert spilled.stat().st_mode & 0o77 == 0 and tmp_path not in spilled.parents
+        with pytest.raises(duckdb.Error, match="locked"):
+            connection.execute("SET temp_directory = '.'")
+
+
 def test_summary_counts_every_item_once(run: Path) -> None:
     table = report(run, "summary").to_pylist()
     assert {(row["status"], row["verdict"], row["reason"]): row["items"] for row in table} == {

@@ -45,8 +45,10 @@ def report(run: Path, name: str | None = None, *, format: Format = None, out: Ou
         summary, noisiest, merges, sources ... : a file of data/sql/.
     """
     from pipeline.answers import saved_queries
+    from pipeline.layout import RunLayout
     from pipeline.report import open_run
     from pipeline.report import report as answer
+    from pipeline.status import read_status
 
     if name is None:
         open_run(run).close()
@@ -54,6 +56,9 @@ def report(run: Path, name: str | None = None, *, format: Format = None, out: Ou
             _out.print(f"[bold]{saved.name:<16}[/bold] {saved.title}", highlight=False)
         return
     _show(lambda: answer(run, name), format, out, run)
+    if RunLayout(run).run_json.exists():
+        for told in read_status(run).todo:
+            Console(stderr=True).print(plain(told), style="yellow", highlight=False, soft_wrap=True)
 
 
 def query(run: Path, sql: str, *, format: Format = None, out: OutFile = None) -> None:

@@ -252,6 +252,9 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     said("decide", str(run), "--sample", dropped["sample_id"], "--verdict", "keep", "--note", "it is her", "--by", "Eve")
     said("decide", str(run), "--sample", kept["sample_id"], "--verdict", "drop", "--by", "Eve")
     assert f"purify export {run}" in said("status", str(run)), "what was decided waits"
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(run), "verdicts"])
+    assert f"purify export {run}" in capsys.readouterr().err
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.imagine.invert", None)  # the model and its centers are the same: no face is imagined anew
         said("export", str(run))

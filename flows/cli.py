@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from flows import crawls, evaluation, exports, inversion, models, operations, questions, reviews, upkeep
+from flows import crawls, evaluation, exports, flags, inversion, models, operations, questions, reviews, upkeep
 from flows.outputs import NewFile, NewFolder
 from flows.screen import plain, plain_lines
-from pipeline.config import MOST_WORKERS, Config, Mode, SourceName, load
+from pipeline.config import MOST_WORKERS, Config, Mode, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
 from pipeline.places import Location, recorded
 
@@ -37,18 +37,16 @@ reviews.add_to(app)
 evaluation.add_to(app)
 upkeep.add_to(app)
 inversion.add_to(app)
-DetectorName = Literal["none", "landmarks", "yunet", "scrfd"]
 _out = Console()
 _READERS = {"duckdb", "_duckdb", "pyarrow"}
 _DAMAGED = "`purify verify RUN` tells which are damaged; remove their folder (manifest/, rounds/1/noise/ ...), and the same `purify run` makes it anew."
-_Settings = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
-Preset = Annotated[str | None, Parameter(group=_Settings, help="Settings that come with the program: demo, cpu, gpu, paper.")]
+Preset = Annotated[str | None, Parameter(group=flags.SETTINGS, help="Settings that come with the program: demo, cpu, gpu, paper.")]
 ConfigFile = Annotated[
-    Path | None, Parameter(name="--config", group=_Settings, help="A TOML file of settings, like data/presets/demo.toml.")
+    Path | None, Parameter(name="--config", group=flags.SETTINGS, help="A TOML file of settings, like data/presets/demo.toml.")
 ]
 Overrides = Annotated[
     list[str] | None,
-    Parameter(name="--set", group=_Settings, negative="", help="One setting, as isolate.max_angle_deg=70. May be repeated."),
+    Parameter(name="--set", group=flags.SETTINGS, negative="", help="One setting, as isolate.max_angle_deg=70. May be repeated."),
 ]
 
 
@@ -63,55 +61,44 @@ def run(
     mode: Annotated[
         Mode | None,
         Parameter(
-            group=_Settings, help="A crawl that grew: full trains anew, judge keeps the training, auto keeps it as long as it serves."
+            group=flags.SETTINGS, help="A crawl that grew: full trains anew, judge keeps the training, auto keeps it as long as it serves."
         ),
     ] = None,
     init: Annotated[
-        Path | None, Parameter(group=_Settings, help="Backbone weights to start from: .safetensors, or insightface's .pt.")
+        Path | None, Parameter(group=flags.SETTINGS, help="Backbone weights to start from: .safetensors, or insightface's .pt.")
     ] = None,
     embedder: Annotated[
         Path | None,
-        Parameter(group=_Settings, help="A model to purify with, in place of training: .onnx, weights, or a run (docs/models.md)."),
+        Parameter(group=flags.SETTINGS, help="A model to purify with, in place of training: .onnx, weights, or a run (docs/models.md)."),
     ] = None,
     holdout: Annotated[
-        float | None, Parameter(group=_Settings, help="Share of the identities held out of training, to evaluate on.")
+        float | None, Parameter(group=flags.SETTINGS, help="Share of the identities held out of training, to evaluate on.")
     ] = None,
     max_noise: Annotated[
-        float | None, Parameter(group=_Settings, help="Share of noise wanted among what is kept, at most, as 0.01.")
+        float | None, Parameter(group=flags.SETTINGS, help="Share of noise wanted among what is kept, at most, as 0.01.")
     ] = None,
     min_retention: Annotated[
-        float | None, Parameter(group=_Settings, help="Share of the clean samples to keep, at least, as 0.99.")
+        float | None, Parameter(group=flags.SETTINGS, help="Share of the clean samples to keep, at least, as 0.99.")
     ] = None,
     protect: Annotated[
         list[Path] | None,
         Parameter(
-            group=_Settings,
+            group=flags.SETTINGS,
             negative="",
             help="An evaluation set (.bin, or a folder of aligned faces) to look for in the crawl. May be repeated.",
         ),
     ] = None,
     exclude_protected: Annotated[
-        bool, Parameter(group=_Settings, negative="", help="Leave what matches a protected set out of the clean shards.")
+        bool, Parameter(group=flags.SETTINGS, negative="", help="Leave what matches a protected set out of the clean shards.")
     ] = False,
-    source: Annotated[SourceName | None, Parameter(group=_Settings, help="What reads the crawl, where the look of it misleads.")] = None,
-    detector: Annotated[
-        DetectorName | None,
-        Parameter(group=_Settings, help="What finds the faces in photos: none (pictures are crops already), landmarks, yunet, scrfd."),
-    ] = None,
-    detector_model: Annotated[
-        Path | None,
-        Parameter(group=_Settings, help="The ONNX file of yunet or scrfd; docs/faces.md says where to get one. Nothing is downloaded."),
-    ] = None,
-    landmarks: Annotated[
-        Path | None, Parameter(group=_Settings, help="For --detector landmarks: a JSON file of five points per picture, by source_uri.")
-    ] = None,
-    faces: Annotated[
-        Literal["main", "all"] | None,
-        Parameter(group=_Settings, help="Of several faces in a photo: the largest and most central, or each as a sample of its own."),
-    ] = None,
+    source: flags.Source = None,
+    detector: flags.Detector = None,
+    detector_model: flags.DetectorModel = None,
+    landmarks: flags.Landmarks = None,
+    faces: flags.Faces = None,
     max_bad_items: Annotated[
         float | None,
-        Parameter(group=_Settings, help="Stop before training when more than this share of the items is broken or faceless, as 0.2."),
+        Parameter(group=flags.SETTINGS, help="Stop before training when more than this share of the items is broken or faceless, as 0.2."),
     ] = None,
     task_runner: Annotated[
         Literal["processes", "threads", "dask", "ray"],
@@ -136,24 +123,14 @@ def run(
     overrides += [f"mode={mode}"] if mode else []
     overrides += [f"train.init={init}"] if init else []
     overrides += [f"embedder.model={json.dumps(str(embedder))}"] if embedder else []
-    overrides += [f"ingest.source={source}"] if source else []
     overrides += [f"evaluate.holdout={holdout}"] if holdout is not None else []
     overrides += [f"protect.sets={json.dumps([str(path) for path in protect])}"] if protect else []
     overrides += ["protect.exclude=true"] if exclude_protected else []
     overrides += [f"isolate.max_noise={max_noise}"] if max_noise is not None else []
     overrides += [f"isolate.min_retention={min_retention}"] if min_retention is not None else []
-    chosen = {
-        "detector": detector,
-        "detector_model": detector_model,
-        "landmarks": landmarks,
-        "faces": faces,
-        "max_bad_items": max_bad_items,
-    }
-    overrides += [
-        f"ingest.{name}={json.dumps(str(value) if isinstance(value, Path) else value)}"
-        for name, value in chosen.items()
-        if value is not None
-    ]
+    overrides += flags.ingest_overrides(
+        source=source, detector=detector, detector_model=detector_model, landmarks=landmarks, faces=faces, max_bad_items=max_bad_items
+    )
     settings = load(preset=preset, file=config, overrides=overrides)
     if dry_run:
         _plan(crawl, run, settings)

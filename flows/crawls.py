@@ -10,10 +10,11 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
+from flows import flags
 from flows.outputs import NewFile
 from flows.screen import plain
-from pipeline.config import SourceName, load
-from pipeline.visible import json_text
+from pipeline.config import load
+from pipeline.visible import counted, json_text
 
 if TYPE_CHECKING:
     from pipeline.inspection import Inspection
@@ -31,10 +32,18 @@ def inspect(
     *,
     sheet: Annotated[NewFile | None, Parameter(help="A .jpg file to write, with some of the crops as ingest would make them.")] = None,
     sample: Annotated[int, Parameter(validator=Number(gte=1, lte=10**7), help="Items to look into.")] = 300,
-    source: Annotated[SourceName | None, Parameter(help="What reads the crawl, where the look of it misleads.")] = None,
-    preset: Annotated[str | None, Parameter(help="Settings that come with the program: demo, cpu, gpu, paper.")] = None,
-    config: Annotated[Path | None, Parameter(help="A TOML file of settings.")] = None,
-    set_: Annotated[list[str] | None, Parameter(name="--set", negative="", help="One setting, as ingest.identity_key=person.")] = None,
+    source: flags.Source = None,
+    detector: flags.Detector = None,
+    detector_model: flags.DetectorModel = None,
+    landmarks: flags.Landmarks = None,
+    faces: flags.Faces = None,
+    preset: Annotated[
+        str | None, Parameter(group=flags.SETTINGS, help="Settings that come with the program: demo, cpu, gpu, paper.")
+    ] = None,
+    config: Annotated[Path | None, Parameter(group=flags.SETTINGS, help="A TOML file of settings.")] = None,
+    set_: Annotated[
+        list[str] | None, Parameter(group=flags.SETTINGS, name="--set", negative="", help="One setting, as ingest.identity_key=person.")
+    ] = None,
     format: Annotated[Literal["table", "json"], Parameter(help="How to print.")] = "table",
 ) -> None:
     """What a crawl is, and what a run would make of it. Nothing is written, but the sheet when one is asked for.
@@ -46,8 +55,8 @@ def inspect(
     """
     from pipeline.inspection import inspect as look
 
-    overrides = [*(set_ or []), *([f"ingest.source={source}"] if source else [])]
-    found = look(crawl, load(preset=preset, file=config, overrides=overrides), sample=sample, sheet=sheet)
+    chosen = flags.ingest_overrides(source=source, detector=detector, detector_model=detector_model, landmarks=landmarks, faces=faces)
+    found = look(crawl, load(preset=preset, file=config, overrides=[*(set_ or []), *chosen]), sample=sample, sheet=sheet)
     if format == "json":
         sys.stdout.write(json_text(dataclasses.asdict(found), indent=1) + "\n")
         return
@@ -68,10 +77,11 @@ def _show(found: "Inspection") -> None:
         "shorter side": "{} px, half of them {} or more, up to {}".format(*found.side_px) if found.side_px else "no picture could be read",
         "item": "{} to {}, half of them {} or more".format(*(_size(found.item_bytes[n]) for n in (0, 2, 1))) if found.item_bytes else "",
         f"of {found.sampled:,} looked into": _counted(found.statuses),
-        "a run": f"{found.shards:,} raw shards, about {_size(found.disk_bytes)} of disk",
+        "a run": f"{counted(found.shards, 'raw shard')}, about {_size(found.disk_bytes)} of disk",
     }
     for name, value in rows.items():
-        table.add_row(name, plain(value))
+        if value or name != "smallest":
+            table.add_row(name, plain(value))
     _out.print(f"[bold]{plain(found.crawl)}[/bold]", highlight=False, soft_wrap=True)
     _out.print(table, highlight=False)
     for uri, detail in found.problems:

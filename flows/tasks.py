@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from flows.progress import finished, key, say, shown, tolerated
+from flows.screen import plain
 from pipeline import adopt as adopt_stage
 from pipeline import audit as audit_stage
 from pipeline import centers as centers_stage
@@ -25,6 +26,7 @@ from pipeline.config import Config
 from pipeline.decisions import read_standing
 from pipeline.layout import RoundLayout, RunLayout
 from pipeline.learned import require_learned
+from pipeline.minds import minds_of_run
 from pipeline.places import Location
 from pipeline.receipts import Receipt
 
@@ -46,7 +48,10 @@ def _run(name: str, stage: Callable[..., Receipt], *inputs: Any, **options: Any)
 
 @_stage
 def ingest(crawl: Location, run: RunLayout, config: Config) -> Receipt:
-    return _run("ingest", ingest_stage.ingest, crawl, run.raw, config)
+    receipt = _run("ingest", ingest_stage.ingest, crawl, run.raw, config)
+    for mind in minds_of_run(run, config):
+        say("mind", f"[yellow]Mind:[/yellow] {plain(mind)}", mind=mind)
+    return receipt
 
 
 @_stage

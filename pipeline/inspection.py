@@ -17,13 +17,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import places
+from pipeline import faces, places
 from pipeline.config import Config
 from pipeline.errors import BadCrawl, BadInput
 from pipeline.examine import examine
 from pipeline.fanout import worker_count
+from pipeline.minds import minds_of_sample
 from pipeline.receipts import atomic
 from pipeline.sources import SOURCES, Item, Listing, recognise
+from pipeline.visible import counted
 
 _TARS = frozenset({"webdataset", "img2dataset"})
 _UNCOUNTED = frozenset({*_TARS, "recordio"})
@@ -65,6 +67,7 @@ class Inspection:
     largest: tuple[tuple[str, int], ...]
     """(identity, items)"""
     smallest: tuple[tuple[str, int], ...]
+    """Of those that are not among the largest."""
     sampled: int
     statuses: dict[str, int]
     """Items of the sample by what ingest would say of them."""
@@ -83,7 +86,7 @@ class Inspection:
 def inspect(crawl: places.Location, config: Config, *, sample: int = 300, sheet: Path | None = None) -> Inspection:
     """Look at a crawl: its listing, and `sample` items from slices spread over it, the same ones every time.
 
-    Raises BadCrawl: as ingest would. BadInput: when the sheet cannot be written there.
+    Raises BadCrawl, and BadConfig for a detector without its file: as ingest would. BadInput: when the sheet cannot be written there.
     """
     place = places.located(crawl)
     if sheet is not None and (sheet.suffix.lower() not in {".jpg", ".jpeg"} or sheet.exists() or not sheet.parent.is_dir()):
@@ -91,6 +94,7 @@ def inspect(crawl: places.Location, config: Config, *, sample: int = 300, sheet:
     if sheet is not None and not places.is_remote(place) and Path(place) in sheet.resolve().parents:
         raise BadInput(f"{sheet} lies in the crawl, and would be read as a part of it. Give a place outside of {place}.")
     name = recognise(place, config.ingest)
+    faces.inputs(config.ingest)
     source = SOURCES[name]
     with tempfile.TemporaryDirectory(prefix="purify-inspect-") as temporary:
         plan = Path(temporary)
@@ -117,6 +121,8 @@ def inspect(crawl: places.Location, config: Config, *, sample: int = 300, sheet:
     mean_crop = statistics.fmean(len(crop) for _, crop in crops) if crops else 0.0
     share = len(crops) / len(rows) if rows else 0.0
     per_sample = 2 * (mean_crop + _TAR_OVERHEAD) + 4 * config.train.embedding_dim * (config.rounds + 1)
+    with tempfile.TemporaryDirectory(prefix="purify-inspect-") as temporary:
+        minds = minds_of_sample(rows, round(total * share), config, Path(temporary))
     return Inspection(
         crawl=places.recorded(place),
         source=name,
@@ -128,7 +134,7 @@ def inspect(crawl: places.Location, config: Config, *, sample: int = 300, sheet:
         identities=len(order),
         identities_are_exact=exact is not None or is_whole,
         largest=tuple(order[:_SHOWN]),
-        smallest=tuple(reversed(order[-_SHOWN:])),
+        smallest=tuple(reversed(order[max(_SHOWN, len(order) - _SHOWN) :])),
         sampled=len(items),
         statuses=statuses,
         problems=tuple((row["source_uri"], str(row["status_detail"])) for row in rows if row["status"] != "ok")[:_SHOWN],
@@ -136,7 +142,7 @@ def inspect(crawl: places.Location, config: Config, *, sample: int = 300, sheet:
         side_px=(sides[0], sides[len(sides) // 2], sides[-1]) if sides else None,
         item_bytes=(min(sizes), int(statistics.median(sizes)), max(sizes)) if sizes else None,
         disk_bytes=int(total * share * per_sample),
-        warnings=tuple(_warnings(counts, rows_by_status=statuses, items=items, is_exact=exact is not None or is_whole, config=config)),
+        warnings=(*_warnings(counts, rows_by_status=statuses, items=items, is_exact=exact is not None or is_whole, config=config), *minds),
         would_do=tuple(_would_do(listing, config)),
     )
 
@@ -182,11 +188,6 @@ def _warnings(
     bad = sampled - rows_by_status.get("ok", 0)
     if sampled and bad / sampled > config.ingest.max_bad_items:
         yield f"{bad} of {sampled} items of the sample are no samples; above {config.ingest.max_bad_items:.0%} a run stops (ingest.max_bad_items)."
-    if sampled and rows_by_status.get("not_aligned", 0) / sampled > 0.1:
-        yield (
-            f"{rows_by_status['not_aligned']} of {sampled} items of the sample are photographs, not crops: "
-            "give --set ingest.detector=yunet with ingest.detector_model, or five landmarks beside each."
-        )
 
 
 def _would_do(listing: Listing, config: Config) -> Iterator[str]:
@@ -194,8 +195,13 @@ def _would_do(listing: Listing, config: Config) -> Iterator[str]:
         "none": "take pictures as crops, or by the landmarks beside them",
         "landmarks": f"align by the landmarks of {config.ingest.landmarks}",
     }.get(config.ingest.detector, f"find faces with {config.ingest.detector}")
-    yield f"ingest: {finder}; {listing.slices} raw shards, by {min(worker_count(config.workers), listing.slices)} processes"
-    yield f"{config.rounds} rounds: train {config.train.backbone} for {config.train.epochs} epochs, embed, isolate by the rule {config.isolate.rule}"
+    yield f"ingest: {finder}; {counted(listing.slices, 'raw shard')}, by {counted(min(worker_count(config.workers), listing.slices), 'process', 'processes')}"
+    learned = (
+        f"train {config.train.backbone} for {counted(config.train.epochs, 'epoch')}, embed"
+        if config.embedder.model is None
+        else "embed by the model given, find centers"
+    )
+    yield f"{counted(config.rounds, 'round')}: {learned}, isolate by the rule {config.isolate.rule}"
     yield "a manifest row for every item, clean shards, evaluation, audit page"
 
 

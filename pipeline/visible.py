@@ -21,3 +21,8 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 def escaped_json(text: str) -> str:
     """JSON with the same characters as escapes, but for its line breaks, which stand between values."""
     return _STEERS.sub(lambda found: found.group() if found.group() == "\n" else f"\\u{ord(found.group()):04x}", text)
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """So many of it, in words: `1 folder`, `2 folders`."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

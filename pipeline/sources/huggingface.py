@@ -24,7 +24,7 @@ from pipeline.looks import Look
 from pipeline.sources import file_plan, table
 from pipeline.sources.base import Item, Listing, Problem, bad_key, license_of, named, steering_key, unreadable, uri_text
 
-_SPLITS = frozenset("train training test testing validation valid val dev eval evaluation".split())
+SPLITS = frozenset("train training test testing validation valid val dev eval evaluation".split())
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _OTHER = frozenset(("README.md", "dataset_infos.json", "dataset_info.json", "LICENSE", *_METADATA))
 _LABELS = ("label", "labels", "identity", "name")
@@ -47,9 +47,9 @@ def recognises(look: Look) -> bool:
         )
     for name in names:
         folder, _, last = name.rpartition("/")
-        if last in _METADATA and folder.lower() in {"", *_SPLITS}:
+        if last in _METADATA and folder.lower() in {"", *SPLITS}:
             return _names_files(places.join(look.crawl, name), look.config)
-    return bool(look.folders) and {name.lower() for name in look.folders} <= _SPLITS
+    return bool(look.folders) and {name.lower() for name in look.folders} <= SPLITS
 
 
 def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:

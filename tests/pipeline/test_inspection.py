@@ -1,14 +1,15 @@
 """`purify inspect`: what it says is what was planted, for every form; it writes nothing, and the same question has the same answer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from flows import cli
-from pipeline.config import Config, IngestConfig
-from pipeline.errors import BadCrawl, BadInput
+from pipeline.config import Config, EmbedderConfig, IngestConfig, TrainConfig
+from pipeline.errors import BadConfig, BadCrawl, BadInput
 from pipeline.inspection import inspect
 from tests.pipeline.crawl_forms import FORMS, folder, people, picture, webdataset, write
 
@@ -50,12 +51,33 @@ def test_warnings(tmp_path: Path) -> None:
         "1 names differ in letter case or form alone, as Ann and ann",
         "1 identities have one item",
         "1 items of the sample are links",
-        "are photographs",
+        "5 of 9 items looked into are photographs",
+        "3 pictures are few",
     ):
         assert expected in said
-    assert inspect(folder(tmp_path / "plain", {"A": [picture(1)] * 2, "B": [picture(2)] * 2}), CONFIG).warnings == ()
+    plain = folder(tmp_path / "plain", {"A": [picture(1)] * 2, "B": [picture(2)] * 2})
+    assert inspect(plain, replace(CONFIG, train=TrainConfig(init="weights.pt"))).warnings == ()
     alone = inspect(folder(tmp_path / "alone", {"A": [b"x", b"y"]}), CONFIG)
     assert any("fewer than two" in one for one in alone.warnings) and any("a run stops" in one for one in alone.warnings)
+
+
+def test_the_largest_and_the_smallest_are_others(tmp_path: Path) -> None:
+    seven = inspect(folder(tmp_path / "seven", {str(n): [picture(n)] * 2 for n in range(7)}), CONFIG)
+    assert [who for who, _ in seven.largest] == list("01234") and [who for who, _ in seven.smallest] == ["6", "5"]
+    assert inspect(folder(tmp_path / "three", {str(n): [picture(n)] * 2 for n in range(3)}), CONFIG).smallest == ()
+
+
+def test_what_a_run_would_do_is_counted_right(tmp_path: Path) -> None:
+    crawl = folder(tmp_path / "crawl", {"A": [picture(1)] * 2, "B": [picture(2)] * 2})
+    assert "; 1 raw shard, by 1 process" in inspect(crawl, CONFIG).would_do[0]
+    given = replace(CONFIG, embedder=EmbedderConfig(model="model.onnx"))
+    assert inspect(crawl, given).would_do[1] == "2 rounds: embed by the model given, find centers, isolate by the rule calibrated"
+
+
+def test_a_detector_without_its_file_is_refused(tmp_path: Path) -> None:
+    crawl = folder(tmp_path / "crawl", {"A": [picture(1)] * 2, "B": [picture(2)] * 2})
+    with pytest.raises(BadConfig, match="needs --detector-model FILE"):
+        inspect(crawl, replace(CONFIG, ingest=IngestConfig(detector="yunet")))
 
 
 def test_the_sheet_shows_crops_and_overwrites_nothing(tmp_path: Path) -> None:
@@ -84,6 +106,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads(capsys.readouterr().out)
     assert (found["source"], found["items"], found["sampled"]) == ("folder", 16, 10)
     with pytest.raises(SystemExit):
-        cli.app(["inspect", str(crawl), "--source", "folder", "--set", "ingest.min_side_px=200"])
+        cli.app(["inspect", str(crawl), "--source", "folder", "--set", "ingest.min_side_px=200", "--faces", "all"])
     told = capsys.readouterr().out
     assert "13 too_small, 2 bad_key, 1 unsupported_format" in told and "\x1b[31m" not in told

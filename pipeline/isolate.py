@@ -38,7 +38,7 @@ VERSION = 9
 LEAST_HELD_OUT = 200
 """Samples of held-out identities from which their noise rate counts."""
 _ADVICE = {
-    False: "Do not use these verdicts: start from trained weights (--init), or train longer (train.epochs).",
+    False: "Do not use these verdicts: give a face model (--embedder, docs/models.md), start from trained weights (--init), or train longer (train.epochs).",
     True: "Do not use these verdicts: take another --embedder, or see whether its channels, mean and std are right (docs/models.md).",
 }
 """What to do about a head that was trained (False), and about a model that was given (True), when it tells no identities apart."""

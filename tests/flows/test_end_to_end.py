@@ -170,7 +170,7 @@ def test_bare_duckdb_reads_the_manifest(finished: tuple[Path, Path, dict[str, An
 
 def test_a_head_that_told_nobody_apart_judges_nobody(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
     lazy = config("train.learning_rate=1e-9", "train.epochs=1", "isolate.judge_anyway=false")
-    with pytest.raises(HeadNotLearned, match=r"--init.*purify report"):
+    with pytest.raises(HeadNotLearned, match=r"--embedder.*--init.*train\.epochs.*purify report"):
         purify(tiny_crawl[0], tmp_path / "run", lazy)
     noise = pd.concat(pd.read_parquet(path) for path in (tmp_path / "run" / "rounds" / "1" / "noise").glob("raw-*.parquet"))
     assert set(noise["verdict"]) == {"review"} and set(noise["reason"]) == {"head_not_learned"}

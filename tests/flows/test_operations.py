@@ -31,7 +31,8 @@ def test_a_run_beyond_a_limit_is_marked_in_words_in_the_exit_code_and_in_prefect
     tiny_crawl: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crawl, run = str(tiny_crawl[0]), str(tmp_path / "run")
-    code, out, _ = said(capsys, "run", crawl, run, "--preset", "demo", *SETTINGS, "--set", "limits.kept_share=1.0", "--set", "rounds=1")
+    code, out, err = said(capsys, "run", crawl, run, "--preset", "demo", *SETTINGS, "--set", "limits.kept_share=1.0", "--set", "rounds=1")
+    assert "pictures are few" in " ".join(err.split())
     assert code == 3 and "below limits.kept_share 1" in " ".join(out.split())
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(record["warnings"]) == 1 and not (tmp_path / "run" / ".status.json").exists()

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -26,6 +27,7 @@ from pipeline.places import Location, recorded
 app = App(
     name="purify",
     help="Clean a raw web face crawl with sub-center ArcFace: find the wrong faces, keep a row for every decision, export clean shards.",
+    version=lambda: version("arcface-purify"),
     help_epilogue="Try it:  purify demo        Your crawl:  purify run CRAWL RUN --preset cpu        Ask:  purify report RUN",
 )
 crawls.add_to(app)
@@ -309,7 +311,8 @@ def _summarise(record: dict[str, Any], run: Path) -> int:
     )
     _out.print(f"Look at [bold]{run / 'audit' / 'index.html'}[/bold]", highlight=False, soft_wrap=True)
     _out.print(f"Clean shards: {run / 'clean'}    Manifest: {run / 'manifest'}", highlight=False, soft_wrap=True)
-    _out.print(f"Ask: purify report {run} noisiest", highlight=False, soft_wrap=True)
+    asked = ["noisiest", *(["contamination"] if record["config"]["protect"]["sets"] else [])]
+    _out.print("Ask: " + "    ".join(f"purify report {run} {name}" for name in asked), highlight=False, soft_wrap=True)
     anyway = judged_anyway(RunLayout(run).round(record["config"]["rounds"]).noise)
     for warning in [*([anyway] if anyway else []), *record["warnings"]]:
         _out.print(f"[yellow]Mind:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)

@@ -180,6 +180,12 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
     verdicts = {f"verdict {name}": counts["manifest"][name] for name in ("keep", "drop", "relabel", "review")}
     rows = {"items in the crawl": counts["ingest"]["items"], "usable samples": counts["ingest"].get("ok", 0)} | verdicts
     rows |= {"clean samples": counts["export"]["samples"], "clean identities": counts["export"]["identities"]}
+    if found := counts.get("protect"):
+        rows |= {"identities also in a protected set": found["identities"], "images also in a protected set": found["images"]}
+        if not record["config"]["protect"]["exclude"]:
+            rows |= {"left out as protected": "nothing, without --exclude-protected"}
+        elif "protected" in counts["manifest"]:  # not so in runs of before this was counted
+            rows |= {"left out as protected": counts["manifest"]["protected"]}
     rows |= {"estimated noise rate": last["noise_rate"]} | counts["evaluate"]
     return [{"what": name, "value": value} for name, value in rows.items()]
 

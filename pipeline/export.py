@@ -54,12 +54,14 @@ def write_manifest(
         rank = 0
         stems = shards.shard_stems(raw)
         verdicts: dict[str, int] = dict.fromkeys(tables.VERDICTS, 0)
+        left_out = 0
         for position, stem in enumerate(stems):
             prove_twin(raw / f"{stem}.parquet")
             part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config, decided, matches)
             rank += part.num_rows - part["clean_shard"].null_count
             for name in part["verdict"].to_pylist():
                 verdicts[name] += 1
+            left_out += part["reason"].to_pylist().count("protected")
             with atomic(folder / f"part-{stem.removeprefix('raw-')}.parquet") as temporary:
                 pq.write_table(part, temporary, compression="zstd")
             if progress:
@@ -70,7 +72,7 @@ def write_manifest(
                 f"{items} items were ingested and {sum(verdicts.values())} are in the manifest. This is our defect: please report it."
             )
         keep_answers(folder)
-        return {"items": items, **verdicts, "exported": rank}
+        return {"items": items, **verdicts, "exported": rank, **({"protected": left_out} if protected else {})}
 
     return run_stage(out, stage="manifest", mark=mark, work=work)
 

@@ -6,7 +6,7 @@ shards is `protect.exclude`.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def protect(
 ) -> Receipt:
     """Receipt of `out`: contamination.parquet, a row for every match. The backbone of `train` embeds the protected images.
 
+    Progress counts pictures: those of the sets, which are embedded, and then the crawl's samples, which are looked up among them.
     Raises BadInput for a set that is no insightface `.bin` file and no folder of images.
     """
     sets = [Path(name) for name in config.protect.sets]
@@ -57,15 +58,19 @@ def protect(
     mark = fingerprint("protect", VERSION, settings, raw=mark_of(raw), embeddings=mark_of(embeddings), noise=mark_of(noise), **held)
 
     def work(folder: Path) -> Counts:
-        known = _embedded(sets, train, config)
+        stems = shards.shard_stems(raw)
+        samples = [int(pq.read_metadata(embeddings / f"{stem}.parquet").num_rows) for stem in stems]
+        protected = sum(map(_count, sets))
+        total, done = protected + sum(samples), protected
+        known = _embedded(sets, train, config, (lambda count: progress(count, total)) if progress else None)
         index = NeighborIndex(known.unit_PD)
         rows = _identities(raw, noise, known, index, config.protect.angle_deg)
         identities = len(rows)
-        stems = shards.shard_stems(raw)
-        for number, stem in enumerate(stems):
+        for stem, count in zip(stems, samples, strict=True):
             rows += _images(raw / f"{stem}.parquet", embeddings / f"{stem}.parquet", known, index, config.isolate.duplicate_angle_deg)
+            done += count
             if progress:
-                progress(number + 1, len(stems))
+                progress(done, total)
         with atomic(folder / "contamination.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema=tables.CONTAMINATION), temporary)
         return {"protected_images": len(known.names), "identities": identities, "images": len(rows) - identities}
@@ -100,7 +105,12 @@ def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
             yield f"image {number}", bytes(content)
 
 
-def _embedded(sets: list[Path], train: Path, config: Config) -> _Protected:
+def _count(path: Path) -> int:
+    return len(_files(path)) if path.is_dir() else len(read_bin(path)[0])
+
+
+def _embedded(sets: list[Path], train: Path, config: Config, told: Callable[[int], None] | None) -> _Protected:
+    """The images of all sets. `told` is called with the number of those that are embedded, from 0 on."""
     embedder = load_embedder(train, pick_device(config.device))
     names: list[tuple[str, str]] = []
     digests: dict[str, int] = {}
@@ -111,7 +121,11 @@ def _embedded(sets: list[Path], train: Path, config: Config) -> _Protected:
         if waiting:
             parts.append(normalize(torch.from_numpy(features_of(waiting, embedder))))
             waiting.clear()
+        if told:
+            told(len(names))
 
+    if told:
+        told(0)
     for path in sets:
         before = len(names)
         for name, content in _contents(path):

@@ -16,7 +16,7 @@ import torch
 import webdataset as wds
 
 from flows import cli
-from flows.purify import export, purify
+from flows.purify import export, purify, summary
 from pipeline import tables
 from pipeline.config import Config, load
 from pipeline.decisions import decide
@@ -24,6 +24,8 @@ from pipeline.embedders import load_embedder
 from pipeline.errors import BadInput, HeadNotLearned, StaleInput
 from pipeline.forget import forget
 from pipeline.history import read_history
+from pipeline.layout import RunLayout
+from pipeline.protect import protect
 from pipeline.receipts import mark_of
 from pipeline.report import report
 from pipeline.score import score
@@ -298,7 +300,9 @@ def test_a_person_decides_and_export_carries_it_out_without_training(
     assert stop.value.code == 3 and "limits.kept_share" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_protected_set_is_found_in_the_crawl_and_left_out(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_protected_set_is_found_in_the_crawl_and_left_out(
+    finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     crawl, run = finished[0], tmp_path / "run"
     shutil.copytree(finished[1], run)
     rows = manifest(run).query("status == 'ok' and verdict == 'keep'")
@@ -308,12 +312,27 @@ def test_a_protected_set_is_found_in_the_crawl_and_left_out(finished: tuple[Path
     for number, uri in enumerate(taken["source_uri"]):
         shutil.copy(crawl / uri, lfw / f"{number}.jpg")
     settings = [f"protect.sets=['{lfw}']", "protect.angle_deg=0"]
-    purify(crawl, run, config(*settings))
+    told = {row["what"]: row["value"] for row in summary(purify(crawl, run, config(*settings)))}
     found = pd.read_parquet(run / "protected" / "contamination.parquet")
     exact = found[(found["angle_deg"] == 0) & (found["kind"] == "image")]
     assert set(taken["source_uri"]) <= set(exact["source_uri"]) and set(found["protected_set"]) == {"lfw"}
     assert manifest(run)["verdict"].tolist() == manifest(finished[1])["verdict"].tolist(), "reported only"
-    purify(crawl, run, config(*settings, "protect.exclude=true"))
+    assert told["images also in a protected set"] == (found["kind"] == "image").sum() >= 2
+    assert told["left out as protected"] == "nothing, without --exclude-protected"
+    record = purify(crawl, run, config(*settings, "protect.exclude=true"))
+    told = {row["what"]: row["value"] for row in summary(record)}
+    assert told["left out as protected"] == (manifest(run)["reason"] == "protected").sum() >= 2
+    cli._summarise(record | {"wall_seconds": 1.0}, run)
+    assert "contamination" in capsys.readouterr().out
+    layout = RunLayout(run)
+    last, seen = layout.round(2), list[tuple[int, int]]()
+    protect(
+        layout.raw, last.train, last.embeddings, last.noise, tmp_path / "again", config(*settings), progress=lambda *one: seen.append(one)
+    )
+    samples = sum(pq.read_metadata(path).num_rows for path in last.embeddings.glob("*.parquet"))
+    assert seen[0] == (0, samples + 2) and (2, samples + 2) in seen and seen[-1] == (samples + 2, samples + 2), (
+        "pictures embedded, then looked up"
+    )
     now = manifest(run).set_index("source_uri").loc[list(taken["source_uri"])]
     assert set(now["reason"]) == {"protected"} and now["clean_shard"].isna().all() and set(now["rule_verdict"]) == {"keep"}
     with pytest.raises(BadInput, match="no set to protect"):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def test_a_run_beyond_a_limit_is_marked_in_words_in_the_exit_code_and_in_prefect
         (["run", "only-one"], 2, ""),
         (["run", "a", "b", "--set", "rounds=0"], 2, "rounds"),
         (["frobnicate"], 2, ""),
+        (["--version"], 0, version("arcface-purify")),
         (["status", "nowhere"], 1, "is no run folder"),
         (["serve", "a", "b", "--cron", "bad"], 2, "--cron '0 3 * * *'"),
         (["serve", "a", "b", "--cron", "0 3 * * *", "--timezone", "Nowhere/X"], 2, "--timezone"),

@@ -10,6 +10,7 @@ import simplejpeg
 from arcface_core.alignment import yaw_deg
 from pipeline import shards
 from pipeline.config import IngestConfig
+from pipeline.detectors.base import in_short
 from pipeline.faces import Face, detector, ranked
 from pipeline.measures import Pixels, measure
 from pipeline.pictures import Picture, Refused, decode
@@ -57,7 +58,7 @@ def _samples(item: Item, row: dict[str, Any], picture: Picture, config: IngestCo
     except ValueError as error:
         raise Refused("not_aligned", f"landmarks: {error}") from error
     except cv2.error as error:
-        raise Refused("no_face", f"the detector failed: {' '.join(str(error).split())[:200]}") from error
+        raise Refused("no_face", f"the detector failed: {in_short(error)}") from error
     if not found and not is_asked:
         crop, pixels = _crop_as_is(picture, config)
         return [(row | {"status": "ok"} | _measured(pixels), crop)]

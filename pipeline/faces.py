@@ -34,7 +34,8 @@ def inputs(config: IngestConfig) -> dict[str, str]:
     for setting, flag in (("detector_model", "--detector-model"), ("landmarks", "--landmarks")):
         given = getattr(config, setting)
         if given is None and setting == needed:
-            raise BadConfig(f"The detector {config.detector} needs {flag} FILE (ingest.{setting}). docs/faces.md says where to get one.")
+            see = "docs/faces.md says where to get one" if setting == "detector_model" else "docs/faces.md shows what stands in it"
+            raise BadConfig(f"The detector {config.detector} needs {flag} FILE (ingest.{setting}). {see}.")
         if given is not None and setting != needed:
             wanted = "--detector yunet or --detector scrfd" if setting == "detector_model" else "--detector landmarks"
             raise BadConfig(f"{flag} (ingest.{setting}) says nothing to the detector {config.detector}. Add {wanted}, or leave it out.")

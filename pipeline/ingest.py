@@ -23,7 +23,7 @@ from pipeline.places import Location, located, recorded
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
 from pipeline.sources import SOURCES, recognise
 
-VERSION = 8
+VERSION = 9
 _BATCH = 100_000
 _NOT_BAD = {"ok", "duplicate", "forgotten"}
 

@@ -23,6 +23,7 @@ from pipeline.errors import BadCrawl, BadInput
 from pipeline.examine import examine
 from pipeline.fanout import worker_count
 from pipeline.minds import minds_of_sample
+from pipeline.pictures import NOT_READ
 from pipeline.receipts import atomic
 from pipeline.sources import SOURCES, Item, Listing, recognise
 from pipeline.visible import counted
@@ -43,8 +44,7 @@ _MAGIC = {
     b"GIF8": "GIF",
     b"RIFF": "WebP",
     b"BM": "BMP",
-    b"<": "a web page or XML",
-    b"%PDF": "PDF",
+    **NOT_READ,
 }
 
 

@@ -10,6 +10,7 @@ minutes, are refused.
 import contextlib
 import io
 import itertools
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,15 @@ from pipeline import jpeg
 from pipeline.config import IngestConfig
 from pipeline.measures import Pixels
 
+NOT_READ = {
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"II+\0": "a TIFF",
+    b"MM\0+": "a TIFF",
+    b"<": "a web page or XML",
+    b"%PDF": "a PDF",
+}
+"""What else stands in crawls, by its first bytes."""
 _MAX_PARTS = 20_000
 """Chunks of a PNG, blocks of a GIF before its first frame. Files in the wild have some thousand at most."""
 _MAX_RLE_PIXELS = 4_000_000
@@ -139,8 +149,10 @@ def _by_pillow(content: bytes, form: str, config: IngestConfig) -> Picture:
             return Picture(pixels, size, tuple(notes), None)
     except Refused:
         raise
-    except Image.DecompressionBombError as error:
-        raise Refused("bomb", str(error), size) from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which a header meets before ours is asked
+        told = re.search(r"\((\d+) pixels\)", str(error))
+        limit = min(config.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or config.max_pixels))
+        raise Refused("bomb", f"{told[1] if told else 'too many'} pixels, {limit} allowed (ingest.max_pixels)", size) from error
     except UnidentifiedImageError as error:  # its own words hold an address in memory
         raise _broken(form, content, f"the header of the {form} is damaged", size) from error
     except Exception as error:  # foreign decoders raise anything; each failure is a row
@@ -149,7 +161,7 @@ def _by_pillow(content: bytes, form: str, config: IngestConfig) -> Picture:
 
 def _check_size(size: tuple[int, int], config: IngestConfig) -> None:
     if size[0] * size[1] > config.max_pixels:
-        raise Refused("bomb", f"{size[0]} x {size[1]} pixels, {config.max_pixels} allowed", size)
+        raise Refused("bomb", f"{size[0]} x {size[1]} pixels, {config.max_pixels} allowed (ingest.max_pixels)", size)
     if min(size) < config.min_side_px:
         raise Refused("too_small", f"{size[0]} x {size[1]} pixels, {config.min_side_px} wanted", size)
 
@@ -185,6 +197,9 @@ def _form(content: bytes) -> str:
         if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
             _teach_heif()
             return "HEIF"
+    named = next((name for magic, name in NOT_READ.items() if content.lstrip().startswith(magic)), None)
+    if named is not None:
+        raise Refused("unsupported_format", f"{named}: no JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC")
     raise Refused("unsupported_format", f"no JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC: it begins with {content[:12]!r}")
 
 
@@ -254,7 +269,9 @@ def _check_bmp(content: bytes) -> None:
 
 
 def _broken(form: str, content: bytes, detail: str, size: tuple[int, int] | None) -> Refused:
-    return Refused("truncated" if _ENDS_EARLY[form](content) or "truncated" in detail else "undecodable", detail, size)
+    if _ENDS_EARLY[form](content) or "truncated" in detail:
+        return Refused("truncated", "the file ends before the picture does", size)
+    return Refused("undecodable", detail, size)
 
 
 def _riff_ends_early(content: bytes) -> bool:

@@ -21,6 +21,7 @@ MAX_SIDE_PX = 1280
 STRIDES = (8, 16, 32)
 MAX_CANDIDATES = 1000
 _MAX_FILE_BYTES = 2**30
+_LONGEST = 160
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,12 @@ def refusing(config: IngestConfig, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise BadInput(f"{config.detector_model} is no model for the detector {config.detector} ({said}). {advice}") from error
+        raise BadInput(f"{config.detector_model} is no model for the detector {config.detector} ({in_short(error)}). {advice}") from error
+
+
+def in_short(error: Exception) -> str:
+    """What a runtime says, on one line of at most 160 characters; of OpenCV's errors without the place in its own source."""
+    return " ".join(str(getattr(error, "err", "") or error).split())[:_LONGEST]
 
 
 def on_reduced_copy(find: Find) -> Find:

@@ -308,6 +308,29 @@ def bombs() -> dict[str, tuple[bytes, set[str]]]:
     }
 
 
+@pytest.mark.parametrize("side", [7000, 20_000])
+def test_of_too_many_pixels_our_limit_is_told(side: int) -> None:
+    """The larger one is beyond Pillow's own limit, too, which it tells of in its own words before ours is asked."""
+    row, _ = finding(png(side, side, data=b"x"))
+    assert row["status"] == "bomb" and "pixels, 40000000 allowed (ingest.max_pixels)" in row["status_detail"]
+    assert str(side) in row["status_detail"] or str(side * side) in row["status_detail"]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_a_file_that_ends_early_is_told_in_plain_words(form: str) -> None:
+    content = coded(CROP, form)
+    row, _ = finding(content[: len(content) // 2])
+    assert (row["status"], row["status_detail"]) == ("truncated", "the file ends before the picture does")
+
+
+@pytest.mark.parametrize(
+    ("magic", "name"), [(b"II*\0", "a TIFF"), (b"MM\0*", "a TIFF"), (b"%PDF-1.7", "a PDF"), (b" <!doctype html>", "a web page or XML")]
+)
+def test_what_is_known_and_not_read_is_named(magic: bytes, name: str) -> None:
+    row, _ = finding(magic + bytes(100))
+    assert row["status"] == "unsupported_format" and row["status_detail"].startswith(f"{name}: no JPEG")
+
+
 def rle_bmp(image: Image.Image) -> bytes:
     plain = bytearray(coded(image, "BMP")[:2000])
     plain[30:34] = struct.pack("<I", 1)

@@ -70,11 +70,13 @@ def _minds(db: duckdb.DuckDBPyConnection, items: duckdb.DuckDBPyRelation, config
 
 def _misread(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
     """Of folders: identities that are called like a split, or that are the only one, with folders of pictures in them."""
+    is_only = "(SELECT min(identity) = max(identity) FROM items)"
     found = db.execute(
-        """SELECT identity, count(DISTINCT split_part(source_uri, '/', 2)), (SELECT count(DISTINCT identity) FROM items) = 1 FROM items
-           WHERE starts_with(source_uri, identity || '/') AND contains(substr(source_uri, length(identity) + 2), '/')
-                 AND (lower(identity) IN (SELECT unnest(?)) OR (SELECT count(DISTINCT identity) FROM items) = 1)
-           GROUP BY identity ORDER BY identity""",
+        f"""WITH below AS (
+                SELECT DISTINCT identity, split_part(source_uri, '/', 2) AS folder FROM items
+                WHERE starts_with(source_uri, identity || '/') AND contains(substr(source_uri, length(identity) + 2), '/')
+                      AND (lower(identity) IN (SELECT unnest(?)) OR {is_only}))
+            SELECT identity, count(*), {is_only} FROM below GROUP BY identity ORDER BY identity""",
         [sorted(SPLITS)],
     ).fetchall()
     if not found:

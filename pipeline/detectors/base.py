@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ STRIDES = (8, 16, 32)
 MAX_CANDIDATES = 1000
 _MAX_FILE_BYTES = 2**30
 _LONGEST = 160
+_OPENCV_PLACE = re.compile(r"OpenCV\(\S+\) \S+:\d+: error: \(-?\d+:[^)]*\) ?")
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def refusing(config: IngestConfig, advice: str) -> Iterator[None]:
 
 
 def in_short(error: Exception) -> str:
-    """What a runtime says, on one line of at most 160 characters; of OpenCV's errors without the place in its own source."""
-    return " ".join(str(getattr(error, "err", "") or error).split())[:_LONGEST]
+    """What a runtime says, on one line of at most 160 characters; of OpenCV's errors, which may be nested, without the places in its own source."""
+    said = " ".join(str(getattr(error, "err", "") or error).split())
+    return _OPENCV_PLACE.sub("", said).strip("> ")[:_LONGEST]
 
 
 def on_reduced_copy(find: Find) -> Find:

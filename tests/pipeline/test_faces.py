@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from arcface_core.alignment import TEMPLATE_112
 from pipeline import faces
 from pipeline.config import Config, IngestConfig
+from pipeline.detectors.base import in_short
 from pipeline.detectors.scrfd import not_overlapping
 from pipeline.errors import BadConfig, BadInput
 from pipeline.examine import examine
@@ -288,6 +289,13 @@ def test_models_with_other_outputs_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match="nine outputs with landmarks"):
             faces.inputs(IngestConfig(detector="scrfd", detector_model=str(path)))
+
+
+def test_what_opencv_says_is_told_without_the_places_in_its_source() -> None:
+    """As it says it of yunet_n_dynamic.onnx."""
+    inner = "OpenCV(4.14.0) /io/opencv/modules/dnn/src/onnx/onnx_importer.cpp:2519: error: (-215:Assertion failed) !isDynamicShape"
+    error = ValueError(f"> Node [Shape@ai.onnx]:(onnx_node!Shape_104) parse error: {inner} in function 'parseShape'\n> ")
+    assert in_short(error) == "Node [Shape@ai.onnx]:(onnx_node!Shape_104) parse error: !isDynamicShape in function 'parseShape'"
 
 
 @pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "weights.bin"])

@@ -273,9 +273,11 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
     from pipeline.layout import RunLayout
     from pipeline.models import pick_device
     from pipeline.receipts import read
+    from pipeline.run_folder import require_claimable
 
     layout = RunLayout(run)
     form = check_inputs(crawl, layout, config)
+    require_claimable(crawl, layout)
     _out.print(f"{plain(recorded(crawl))}: a crawl in the form '{form}'", highlight=False, soft_wrap=True)
     folders = [layout.raw]
     if config.embedder.model is not None:

@@ -21,6 +21,7 @@ from pipeline.errors import BadConfig, BadInput, BadShard
 from pipeline.outside import require_outside
 from pipeline.places import is_remote, located
 from pipeline.receipts import Progress as Report
+from pipeline.visible import counted
 
 if TYPE_CHECKING:
     from pipeline.exporters.plan import Plan
@@ -206,7 +207,7 @@ def verify(
     if found.is_unfinished:
         _out.print(plain_lines(_unfinished(found, place)), highlight=False, soft_wrap=True)
     if found.findings:
-        raise BadShard(f"{len(found.findings):,} findings in {found.files:,} files of {place}. {advice(place)}")
+        raise BadShard(f"{counted(len(found.findings), 'finding')} in {counted(found.files, 'file')} of {place}. {advice(place)}")
     seconds = time.perf_counter() - started
     said = "what is there is as it should be" if found.is_unfinished else "all as they should be"
     _out.print(

@@ -12,7 +12,7 @@ from flows.outputs import NewFolder, OutFile, form_of
 from flows.screen import plain, write_data
 from pipeline.errors import BadInput
 from pipeline.outside import require_outside
-from pipeline.visible import escaped_json, visible
+from pipeline.visible import counted, escaped_json, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,9 @@ Format = Annotated[
     Parameter(help="How to print: as --out ends (.csv, .json, .md, .parquet), else a table. parquet goes to --out or a pipe."),
 ]
 _BY_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".md": "markdown", ".parquet": "parquet"}
-By = Annotated[str, Parameter(help="Who decides.")]
+FreeText = Annotated[str, Parameter(allow_leading_hyphen=True)]
+"""Anything that a person may write, also what begins as an option does: SQL that begins with a comment."""
+By = Annotated[str, Parameter(help="Who decides.", allow_leading_hyphen=True)]
 _out = Console()
 
 
@@ -61,7 +63,7 @@ def report(run: Path, name: str | None = None, *, format: Format = None, out: Ou
             Console(stderr=True).print(plain(told), style="yellow", highlight=False, soft_wrap=True)
 
 
-def query(run: Path, sql: str, *, format: Format = None, out: OutFile = None) -> None:
+def query(run: Path, sql: FreeText, *, format: Format = None, out: OutFile = None) -> None:
     """Ask a run anything in SQL (DuckDB): views manifest, identities, noise, proposals, decisions, contamination, training, metrics, differences, roc, scores.
 
     Parameters
@@ -115,11 +117,11 @@ def decide(
     by: By,
     sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id. May be repeated.")] = None,
     verdict: Annotated[Literal["keep", "drop", "relabel"] | None, Parameter(help="What it is to be.")] = None,
-    identity: Annotated[str | None, Parameter(help="Of a relabel: whose it is.")] = None,
+    identity: Annotated[str | None, Parameter(help="Of a relabel: whose it is.", allow_leading_hyphen=True)] = None,
     new_identity: Annotated[
         bool, Parameter(negative="", help="Relabel to names that the run does not have, too; without, they are refused as mistyped.")
     ] = False,
-    note: Annotated[str, Parameter(help="Why.")] = "",
+    note: Annotated[str, Parameter(help="Why.", allow_leading_hyphen=True)] = "",
     import_: Annotated[
         Path | None, Parameter(name="--import", help="Many at once: .parquet or .csv with sample_id, verdict, clean_identity, note.")
     ] = None,
@@ -146,16 +148,20 @@ def decide(
     )
     count = record(run, rows, by=by, new_identities=new_identity, dry_run=dry_run)
     done = "would be recorded" if dry_run else "recorded"
-    _out.print(f"{count} decisions {done}. To carry them out: purify export {run}", highlight=False, soft_wrap=True)
+    _out.print(f"{counted(count, 'decision')} {done}. To carry them out: purify export {run}", highlight=False, soft_wrap=True)
 
 
 def undo(
     run: Path,
     *,
-    by: Annotated[str, Parameter(help="Who takes it back. Only what was decided under the same name is taken back.")],
-    of: Annotated[str | None, Parameter(help="Whose decision to take back, where it is somebody else's.")] = None,
+    by: Annotated[
+        str, Parameter(help="Who takes it back. Only what was decided under the same name is taken back.", allow_leading_hyphen=True)
+    ],
+    of: Annotated[
+        str | None, Parameter(help="Whose decision to take back, where it is somebody else's.", allow_leading_hyphen=True)
+    ] = None,
     sample: Annotated[list[str], Parameter(negative="", help="A sample_id. May be repeated.")],
-    note: Annotated[str, Parameter(help="Why.")] = "",
+    note: Annotated[str, Parameter(help="Why.", allow_leading_hyphen=True)] = "",
 ) -> None:
     """Take your standing decision on samples back; what stood before, perhaps somebody else's, stands again.
 
@@ -167,7 +173,7 @@ def undo(
     from pipeline.decisions import undo as record
 
     _out.print(
-        f"{record(run, sample, by=by, of=of, note=note)} decisions undone. To carry it out: purify export {run}",
+        f"{counted(record(run, sample, by=by, of=of, note=note), 'decision')} undone. To carry it out: purify export {run}",
         highlight=False,
         soft_wrap=True,
     )

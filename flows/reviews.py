@@ -88,7 +88,10 @@ def figures(
     out: NewFolder,
     *,
     identity: Annotated[
-        str | None, Parameter(help="Whose sub-centers figure 6a shows; else the one with most samples away from the dominant.")
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True, help="Whose sub-centers figure 6a shows; else the one with most samples away from the dominant."
+        ),
     ] = None,
     truth: Annotated[
         Path | None, Parameter(help="A truth table, as `purify synthesize` writes; else the verdicts say who is clean.")
@@ -117,7 +120,9 @@ def embedding_map(
     run: Path,
     out: NewFolder,
     *,
-    identity: Annotated[list[str] | None, Parameter(negative="", help="A name. May be repeated; else the noisiest.")] = None,
+    identity: Annotated[
+        list[str] | None, Parameter(negative="", allow_leading_hyphen=True, help="A name. May be repeated; else the noisiest.")
+    ] = None,
     most: Annotated[int, Parameter(validator=Number(gte=1, lte=100), help="How many of the noisiest, where no name is given.")] = 12,
     seed: int = 0,
 ) -> None:

@@ -20,10 +20,14 @@ def add_to(app: App) -> None:
 def forget(
     run: Path,
     *,
-    identity: Annotated[list[str] | None, Parameter(negative="", help="A name, as the crawl gives it. May be repeated.")] = None,
+    identity: Annotated[
+        list[str] | None, Parameter(negative="", allow_leading_hyphen=True, help="A name, as the crawl gives it. May be repeated.")
+    ] = None,
     sha256: Annotated[list[str] | None, Parameter(negative="", help="SHA-256 of a picture's bytes as crawled. May be repeated.")] = None,
     sample: Annotated[list[str] | None, Parameter(negative="", help="A sample_id. May be repeated.")] = None,
-    by: Annotated[str | None, Parameter(help="Who does it, for the log; the account's name when left out.")] = None,
+    by: Annotated[
+        str | None, Parameter(allow_leading_hyphen=True, help="Who does it, for the log; the account's name when left out.")
+    ] = None,
     in_advance: Annotated[
         bool, Parameter(negative="", help="Also what the run does not have: no later `purify run` into this folder brings it in.")
     ] = False,

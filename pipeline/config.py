@@ -382,7 +382,7 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
 def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        near = difflib.get_close_matches(name, list(setting_names()), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, list(setting_names()), n=1, cutoff=0.6)
         hint = f" Did you mean {near[0]!r}?" if near else " `purify run CRAWL RUN --dry-run` shows every setting with its value."
         return f"There is no setting {name!r}.{hint}"
     return f"Setting {name!r}: {detail['msg']}; got {detail['input']!r}."

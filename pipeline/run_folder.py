@@ -17,7 +17,7 @@ from pipeline.history import exceeded, remember
 from pipeline.layout import RunLayout
 from pipeline.places import Location, name_of, recorded
 from pipeline.receipts import Receipt, disk_watched, remove, settle, write_json
-from pipeline.status import half_forgotten, told_of
+from pipeline.status import half_forgotten, is_held, told_of
 
 _PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
 _LOCK = ".lock"
@@ -34,20 +34,13 @@ def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iter
     `forget` was stopped half way, except `to_forget`.
     """
     with disk_watched(run.run_json):
-        if run.root.exists() and not run.root.is_dir():
-            raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
-        owner = _owner(run)
-        is_begun = owner is not None and any(path.name[0] != "." and path.name not in _BEFORE_ANY_OUTPUT for path in run.root.iterdir())
-        if owner != recorded(crawl) and is_begun:
-            raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
-        if owner is None and run.root.is_dir() and {path.name for path in run.root.iterdir() if not _is_half_written(path)} - _OF_A_NEW_RUN:
-            raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
+        owner = _require_ours(crawl, run)
         run.root.mkdir(parents=True, exist_ok=True)
         with (run.root / _LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise StaleInput(f"Another process works in {run.root}. Wait for it to end, or give another run folder.") from error
+                raise _at_work(run) from error
             if not to_forget:
                 require_whole(run)
             for half in filter(_is_half_written, run.root.iterdir()):
@@ -57,6 +50,31 @@ def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iter
             if owner != recorded(crawl):
                 write_json(run.run_json, {"crawl": recorded(crawl), "finished": False})
             yield
+
+
+def require_claimable(crawl: Location, run: RunLayout) -> None:
+    """Raise what `claimed` would raise, and change nothing."""
+    _require_ours(crawl, run)
+    if is_held(run.root):
+        raise _at_work(run)
+    require_whole(run)
+
+
+def _require_ours(crawl: Location, run: RunLayout) -> str | None:
+    """The crawl that the folder is recorded as the run of, None for a new one. Raises StaleInput when it is not for this crawl."""
+    if run.root.exists() and not run.root.is_dir():
+        raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
+    owner = _owner(run)
+    is_begun = owner is not None and any(path.name[0] != "." and path.name not in _BEFORE_ANY_OUTPUT for path in run.root.iterdir())
+    if owner != recorded(crawl) and is_begun:
+        raise StaleInput(f"{run.root} is the run of another crawl, {owner}. Give this crawl a run folder of its own.")
+    if owner is None and run.root.is_dir() and {path.name for path in run.root.iterdir() if not _is_half_written(path)} - _OF_A_NEW_RUN:
+        raise StaleInput(f"{run.root} holds files that are no run. Give a folder that is empty, or not there.")
+    return owner
+
+
+def _at_work(run: RunLayout) -> StaleInput:
+    return StaleInput(f"Another process works in {run.root}. Wait for it to end, or give another run folder.")
 
 
 def _is_half_written(path: Path) -> bool:

@@ -111,23 +111,23 @@ def read_status(run: Path) -> Status:
         record: dict[str, Any] = json.loads(layout.run_json.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{run} is no run folder: {layout.run_json} cannot be read. Give the RUN of `purify run CRAWL RUN`.") from error
-    is_held = _is_held(run)
+    at_work = is_held(run)
     if half := half_forgotten(layout):
-        return Status("running" if is_held else "stopped", [], half_forgotten=half)
+        return Status("running" if at_work else "stopped", [], half_forgotten=half)
     try:
         story = json.loads((run / NAME).read_text("utf-8"))
     except (OSError, ValueError):
-        if record.get("finished") and not is_held:
+        if record.get("finished") and not at_work:
             return Status("finished", record["stages"], warnings=record.get("warnings", []), todo=_not_shown(layout, record))
-        return Status("running" if is_held else "stopped", [])
+        return Status("running" if at_work else "stopped", [])
     now, written, command = story["now"], story["written"], story.get("command", RUN)
-    silent_s, todo = max(0.0, time.time() - written), [] if is_held else _not_learned(layout)
+    silent_s, todo = max(0.0, time.time() - written), [] if at_work else _not_learned(layout)
     if now is None:
-        return Status("running" if is_held else "stopped", story["finished"], silent_s=silent_s, command=command, todo=todo)
+        return Status("running" if at_work else "stopped", story["finished"], silent_s=silent_s, command=command, todo=todo)
     did, took = now["done"] - now["first"], written - now["counted_from"]
     per_second = did / took if did > 0 and took > 0 else None
     return Status(
-        "running" if is_held else "stopped",
+        "running" if at_work else "stopped",
         story["finished"],
         now["stage"],
         now["done"],
@@ -161,7 +161,7 @@ def _not_shown(run: RunLayout, record: dict[str, Any]) -> list[str]:
     return []
 
 
-def _is_held(run: Path) -> bool:
+def is_held(run: Path) -> bool:
     """True while a process works in the run; looking does not hinder it."""
     try:
         with (run / ".lock").open("r") as lock:

@@ -71,6 +71,7 @@ def test_a_run_beyond_a_limit_is_marked_in_words_in_the_exit_code_and_in_prefect
         (["run", "only-one"], 2, ""),
         (["run", "a", "b", "--set", "rounds=0"], 2, "rounds"),
         (["run", "a", "b", "--set", "foo=1"], 2, "There is no setting 'foo'. `purify run CRAWL RUN --dry-run` shows every setting"),
+        (["run", "a", "b", "--set", "nope=1"], 2, "There is no setting 'nope'. `purify run CRAWL RUN --dry-run` shows every setting"),
         (["run", "a", "b", "--set", "epochs=1"], 2, "Did you mean 'train.epochs'?"),
         (["frobnicate"], 2, ""),
         (["--version"], 0, version("arcface-purify")),

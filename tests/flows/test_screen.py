@@ -11,6 +11,7 @@ import pytest
 
 from flows import cli
 from pipeline import decisions
+from pipeline.resources import data_folder
 from pipeline.visible import json_text, visible
 from tests.pipeline.fake_run import Planted, key_of, write_run
 
@@ -83,3 +84,16 @@ def test_spelling_out_leaves_other_scripts_and_joiners_alone() -> None:
     assert visible("Zoë 李小龙 نجيب 👩\u200d🚀 a\\b") == "Zoë 李小龙 نجيب 👩\u200d🚀 a\\b"
     assert visible("a\nb\x1b", keep="\n") == "a\nb⟨U+001B⟩"
     assert json.loads(json_text({HOSTILE: ["\ud800"]})) == {HOSTILE: ["\ud800"]}
+
+
+def test_free_text_may_begin_with_hyphens(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "13" in said(capsys, "query", str(run), "-- how many\nselect count(*) as items from manifest")
+    assert "13" in said(capsys, "query", str(run), "--format", "csv", "--", "select count(*) from manifest")
+    sql = (data_folder("sql") / "summary.sql").read_text("utf-8")
+    assert sql.startswith("--") and "share_percent" in said(capsys, "query", str(run), sql, "--format", "csv")
+    one = ["--sample", key_of(PLANTED, 0)]
+    relabel = ["--verdict", "relabel", "--identity", "--a name", "--new-identity", "--note", "-- why", "--by", "-me"]
+    assert "1 decision recorded" in said(capsys, "decide", str(run), *one, *relabel)
+    assert "--a name" in said(capsys, "decisions", str(run)) and "-- why" in said(capsys, "decisions", str(run))
+    assert "1 decision undone" in said(capsys, "undo", str(run), *one, "--by", "-me", "--note", "--mine")
+    assert "unknown option" in said(capsys, "query", str(run), "select 1", "--nope", code=2).lower()

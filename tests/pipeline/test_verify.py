@@ -232,4 +232,4 @@ def test_the_command_prints_what_is_wrong_and_ends_with_1(copied: Path, capsys: 
         cli.main(["verify", str(copied), "--workers", "1"])
     said = capsys.readouterr()
     assert ended.value.code == 1 and "[red]x: is there, and nothing tells of it" in said.out
-    assert "1 findings in 21 files" in " ".join(said.err.split()) and "give the command again that wrote it" in " ".join(said.err.split())
+    assert "1 finding in 21 files" in " ".join(said.err.split()) and "give the command again that wrote it" in " ".join(said.err.split())

@@ -272,26 +272,25 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
     from pipeline.inputs import check_inputs
     from pipeline.layout import RunLayout
     from pipeline.models import pick_device
-    from pipeline.receipts import read
+    from pipeline.plan import plan
     from pipeline.run_folder import require_claimable
 
     layout = RunLayout(run)
     form = check_inputs(crawl, layout, config)
     require_claimable(crawl, layout)
     _out.print(f"{plain(recorded(crawl))}: a crawl in the form '{form}'", highlight=False, soft_wrap=True)
-    folders = [layout.raw]
     if config.embedder.model is not None:
         embedder = load_embedder(Path(config.embedder.model), pick_device(config.device), config.embedder)
         _out.print(
             f"{config.embedder.model}: {embedder.name}, {embedder.input_px} px, {embedder.dim} dimensions, SHA-256 {embedder.sha256}"
         )
-        folders.append(layout.embedder)
-    for number in range(1, config.rounds + 1):
-        one = layout.round(number)
-        folders += [one.train, one.embeddings, one.noise]
-    for folder in [*folders, layout.manifest, layout.clean, layout.evaluation, layout.audit]:
-        state = "finished before; redone only if its settings or inputs changed" if read(folder) else "to do"
-        _out.print(f"  {folder.relative_to(run)}: {state}", highlight=False)
+    planned = plan(crawl, layout, config)
+    for name, _, why in planned.steps:
+        _out.print(f"  {name}: {why}", highlight=False, soft_wrap=True)
+    if planned.training:
+        _out.print(f"Training: {plain(planned.training)}", highlight=False, soft_wrap=True)
+    if planned.changed_settings:
+        _out.print(f"Since the last finished run: {plain('; '.join(planned.changed_settings))}", highlight=False, soft_wrap=True)
     _out.print_json(data=as_dict(config))
 
 

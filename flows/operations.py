@@ -88,13 +88,14 @@ def history(
         for entry in entries:
             sys.stdout.write(json_text(entry) + "\n")
         return
-    table = Table("finished (UTC)", "run", "run id", "items", "samples", "kept", "exported", "noise rate", "between", "drift")
+    table = Table("finished (UTC)", "run", "run id", "items", "gone", "samples", "kept", "exported", "noise rate", "between", "drift")
     for entry in entries:
         table.add_row(
             entry["finished_at"][:19].replace("T", " "),
             plain(Path(entry["run"]).name),
             plain(entry["run_id"]),
             f"{entry['items']:,}",
+            f"{entry['gone']:,}" if "gone" in entry else "",
             f"{entry['samples']:,}",
             f"{entry['kept_share']:.1%}",
             f"{entry['exported']:,}" if "exported" in entry else "",

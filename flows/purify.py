@@ -178,7 +178,9 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
     counts = {stage["stage"]: stage["counts"] for stage in record["stages"]}
     last = [counts[name] for name in counts if name.endswith("isolate")][-1]
     verdicts = {f"verdict {name}": counts["manifest"][name] for name in ("keep", "drop", "relabel", "review")}
-    rows = {"items in the crawl": counts["ingest"]["items"], "usable samples": counts["ingest"].get("ok", 0)} | verdicts
+    items, gone = counts["ingest"]["items"], counts["ingest"].get("gone")
+    told = f"{items}, of which {gone} {'is' if gone == 1 else 'are'} no longer in the crawl" if gone else items
+    rows = {"items" if gone else "items in the crawl": told, "usable samples": counts["ingest"].get("ok", 0)} | verdicts
     rows |= {"clean samples": counts["export"]["samples"], "clean identities": counts["export"]["identities"]}
     if found := counts.get("protect"):
         rows |= {"identities also in a protected set": found["identities"], "images also in a protected set": found["images"]}
@@ -186,6 +188,8 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
             rows |= {"left out as protected": "nothing, without --exclude-protected"}
         elif "protected" in counts["manifest"]:  # not so in runs of before this was counted
             rows |= {"left out as protected": counts["manifest"]["protected"]}
+    if "gone" in counts["manifest"]:
+        rows |= {"left out as no longer in the crawl": counts["manifest"]["gone"]}
     rows |= {"estimated noise rate": last["noise_rate"]} | counts["evaluate"]
     return [{"what": name, "value": value} for name, value in rows.items()]
 

@@ -216,6 +216,8 @@ class ExportConfig:
     samples_per_shard: ShardSize = 10_000
     apply_relabels: bool = False
     """Export samples with verdict `relabel` under the identity proposed for them."""
+    keep_gone: bool = True
+    """Samples whose files are no longer in the crawl stay in `clean/`; false: their verdict is `drop`, reason `gone`, unless a person decided."""
 
 
 @dataclass(frozen=True, kw_only=True)

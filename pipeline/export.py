@@ -4,6 +4,7 @@ A sample's place in `clean/` is its rank among the exported ones in manifest ord
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,21 +48,21 @@ def write_manifest(
     Raises PurifyError if a single crawl item has no row, or two.
     """
     decided = tables.DECISIONS.empty_table() if decisions is None else decisions
-    matches = pq.read_table(protected / "contamination.parquet") if protected else tables.CONTAMINATION.empty_table()
     mark = _manifest_mark(raw, noise, number, config, decided, protected)
 
     def work(folder: Path) -> Counts:
+        matches = pq.read_table(protected / "contamination.parquet") if protected else tables.CONTAMINATION.empty_table()
         rank = 0
         stems = shards.shard_stems(raw)
         verdicts: dict[str, int] = dict.fromkeys(tables.VERDICTS, 0)
-        left_out = 0
+        left_out: Counter[str] = Counter()
         for position, stem in enumerate(stems):
             prove_twin(raw / f"{stem}.parquet")
             part = _manifest_part(raw / f"{stem}.parquet", noise / f"{stem}.parquet", number, rank, config, decided, matches)
             rank += part.num_rows - part["clean_shard"].null_count
             for name in part["verdict"].to_pylist():
                 verdicts[name] += 1
-            left_out += part["reason"].to_pylist().count("protected")
+            left_out.update(reason for reason in part["reason"].to_pylist() if reason in {"protected", "gone"})
             with atomic(folder / f"part-{stem.removeprefix('raw-')}.parquet") as temporary:
                 pq.write_table(part, temporary, compression="zstd")
             if progress:
@@ -72,7 +73,9 @@ def write_manifest(
                 f"{items} items were ingested and {sum(verdicts.values())} are in the manifest. This is our defect: please report it."
             )
         keep_answers(folder)
-        return {"items": items, **verdicts, "exported": rank, **({"protected": left_out} if protected else {})}
+        told: Counts = {"protected": left_out["protected"]} if protected else {}
+        told |= {} if config.export.keep_gone else {"gone": left_out["gone"]}
+        return {"items": items, **verdicts, "exported": rank, **told}
 
     return run_stage(out, stage="manifest", mark=mark, work=work)
 
@@ -124,6 +127,7 @@ def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config
         "first": first_rank,
         "per_shard": config.export.samples_per_shard,
         "apply_relabels": config.export.apply_relabels,
+        "keep_gone": config.export.keep_gone,
     }
     with duckdb.connect() as db:
         db.register("decided", decided)
@@ -133,12 +137,13 @@ def _manifest_part(twin: Path, noise: Path, number: int, first_rank: int, config
             f"""
             WITH marked AS (
                 SELECT *, status = 'ok' AND (identity IN (SELECT identity FROM matches WHERE kind = 'identity')
-                                             OR source_uri IN (SELECT source_uri FROM matches WHERE kind = 'image')) AS is_protected
+                                             OR source_uri IN (SELECT source_uri FROM matches WHERE kind = 'image')) AS is_protected,
+                       status = 'ok' AND is_gone AND NOT $keep_gone AS is_left_out
                 FROM read_parquet($twin, file_row_number = true)),
             judged AS (
                 SELECT i.*, n.* EXCLUDE (sample_id, identity, source_uri, verdict, reason),
-                       coalesce(d.verdict, CASE WHEN i.is_protected THEN 'drop' END, n.verdict, 'drop') AS verdict,
-                       CASE WHEN d.verdict IS NOT NULL THEN 'decision' WHEN i.is_protected THEN 'protected'
+                       coalesce(d.verdict, CASE WHEN i.is_protected OR i.is_left_out THEN 'drop' END, n.verdict, 'drop') AS verdict,
+                       CASE WHEN d.verdict IS NOT NULL THEN 'decision' WHEN i.is_protected THEN 'protected' WHEN i.is_left_out THEN 'gone'
                             ELSE coalesce(n.reason, i.status) END AS reason,
                        n.verdict AS rule_verdict, n.reason AS rule_reason, d.decided_by AS person, d.clean_identity AS person_identity,
                        n.verdict IS NOT NULL AS is_judged, i.file_row_number AS place

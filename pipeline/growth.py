@@ -39,14 +39,7 @@ def take_over(old: Path, plan: Path, folder: Path, growth: Growth, config: Inges
     stems = shards.shard_stems(old)
     first = 1 + max(int(stem.removeprefix("raw-")) for stem in stems)
     with spilling(plan / "spill") as db:
-        db.execute(
-            """CREATE TABLE fates AS
-               SELECT o.unit, o.mark, o.shard,
-                      CASE WHEN u.mark IS NULL AND o.is_gone THEN 'gone' WHEN u.mark IS NULL THEN 'vanished' WHEN u.mark != o.mark THEN 'changed'
-                           WHEN o.is_gone THEN 'returned' ELSE 'kept' END AS fate
-               FROM read_parquet($listing) o LEFT JOIN read_parquet($units) u USING (unit)""",
-            _given(plan) | {"listing": literal(old / LISTING)},
-        )
+        _compare(db, old, plan)
         new = db.sql("FROM read_parquet($units) ANTI JOIN (FROM fates WHERE fate != 'changed') USING (unit)", params=_given(plan))
         new.write_parquet(str(plan / "new.parquet"))
         slices = growth.narrow(plan, plan / "new.parquet", config)
@@ -70,6 +63,28 @@ def take_over(old: Path, plan: Path, folder: Path, growth: Growth, config: Inges
             )
             listed.write_parquet(str(temporary))
     return first, slices
+
+
+def count_changes(old: Path, plan: Path, growth: Growth, config: IngestConfig) -> dict[str, int]:
+    """How many files of the plan are new to `old`, how many changed, vanished and returned: what `take_over` would find."""
+    growth.write_units(plan, plan / "units.parquet", config)
+    with spilling(plan / "spill") as db:
+        _compare(db, old, plan)
+        new = db.execute("SELECT count(*) FROM read_parquet($units) ANTI JOIN fates USING (unit)", _given(plan)).fetchall()[0][0]
+        by_fate = dict(db.execute("SELECT fate, count(*) FROM fates GROUP BY fate").fetchall())
+    return {"new": new} | {fate: by_fate.get(fate, 0) for fate in ("changed", "vanished", "returned")}
+
+
+def _compare(db: duckdb.DuckDBPyConnection, old: Path, plan: Path) -> None:
+    """The table `fates`: what became of every file that the listing of `old` has."""
+    db.execute(
+        """CREATE TABLE fates AS
+           SELECT o.unit, o.mark, o.shard,
+                  CASE WHEN u.mark IS NULL AND o.is_gone THEN 'gone' WHEN u.mark IS NULL THEN 'vanished' WHEN u.mark != o.mark THEN 'changed'
+                       WHEN o.is_gone THEN 'returned' ELSE 'kept' END AS fate
+           FROM read_parquet($listing) o LEFT JOIN read_parquet($units) u USING (unit)""",
+        _given(plan) | {"listing": literal(old / LISTING)},
+    )
 
 
 def _given(plan: Path) -> dict[str, str | int]:

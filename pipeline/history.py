@@ -49,8 +49,8 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
     judged = json.loads((run.round(last_round).noise / "judge.json").read_text("utf-8"))
     with duckdb.connect() as db:
         files = {"files": every(run.manifest, "part-*.parquet")}
-        items, samples, *verdicts = db.execute(
-            """SELECT count(*), count(*) FILTER (WHERE status = 'ok'), count(*) FILTER (WHERE status = 'ok' AND verdict = 'keep'),
+        items, gone, samples, *verdicts = db.execute(
+            """SELECT count(*), count(*) FILTER (WHERE is_gone), count(*) FILTER (WHERE status = 'ok'), count(*) FILTER (WHERE status = 'ok' AND verdict = 'keep'),
                       count(*) FILTER (WHERE status = 'ok' AND verdict = 'drop'), count(*) FILTER (WHERE status = 'ok' AND verdict = 'relabel'),
                       count(*) FILTER (WHERE status = 'ok' AND verdict = 'review'), count(DISTINCT clean_identity), count(clean_shard)
                FROM read_parquet($files)""",
@@ -72,6 +72,7 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
         "run_id": identifier,
         "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "items": items,
+        "gone": gone,
         "samples": samples,
         **dict(zip(("keep", "drop", "relabel", "review", "clean_identities", "exported"), verdicts, strict=True)),
         "kept_share": round(verdicts[0] / max(1, samples), 4),

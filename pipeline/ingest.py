@@ -4,6 +4,7 @@ Plan (list the crawl) / part (one slice, one worker, one shard) / seal (duplicat
 """
 
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from pipeline.duplicates import mark_duplicates
 from pipeline.errors import BadCrawl
 from pipeline.examine import examine
 from pipeline.fanout import fan_out
-from pipeline.growth import LISTING, take_over, write_listing
+from pipeline.growth import LISTING, count_changes, take_over, write_listing
 from pipeline.places import Location, located, recorded
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, require_space, run_stage
 from pipeline.sources import SOURCES, recognise
+from pipeline.sources.base import Listing
 
 VERSION = 9
 _BATCH = 100_000
@@ -35,26 +37,14 @@ def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | N
     earlier run are used again, and one is gone or has another length.
     """
     crawl = located(crawl)
-    source = recognise(crawl, config.ingest)
-    detector_files = faces.inputs(config.ingest)  # and a detector that does not work is found out here
     planning = out.parent / ".planning"
     planning.mkdir(parents=True, exist_ok=True)
-    listing = SOURCES[source].list_slices(crawl, planning, config.ingest)
-    if listing.items == 0:
-        raise BadCrawl(f"{recorded(crawl)} is empty. docs/crawls.md shows what a crawl looks like.")
-    growth = SOURCES[source].growth
-    same = fingerprint("ingest settings", VERSION, as_dict(config.ingest), source=source, **detector_files)
-    standing = receipts.read(out)
-    grown_from = standing.counts.get("grown_from") if standing else None
-    mark = fingerprint("ingest", VERSION, {"grown_from": grown_from}, crawl=listing.digest, under=same)
-    if standing is not None and standing.fingerprint != mark:
-        grows = growth is not None and standing.counts.get("settings") == same and (out / LISTING).exists()
-        grown_from = standing.fingerprint if grows else None
-        mark = fingerprint("ingest", VERSION, {"grown_from": grown_from}, crawl=listing.digest, under=same)
+    found = _listed(crawl, out, planning, config.ingest)
+    source, listing, growth = found.source, found.listing, SOURCES[found.source].growth
 
     def work(folder: Path) -> Counts:
         first, slices = 0, listing.slices
-        if growth is not None and grown_from is not None:
+        if growth is not None and found.grown_from is not None:
             first, slices = take_over(out, planning, folder, growth, config.ingest)
         elif growth is not None:
             write_listing(planning, folder, growth, config.ingest)
@@ -65,14 +55,66 @@ def ingest(crawl: Location, out: Path, config: Config, *, progress: Progress | N
             if not (folder / f"raw-{first + number:06d}.parquet").exists()
         ]
         fan_out(ingest_slice, todo, workers=config.workers, progress=progress)
-        digests: Counts = {f"{name}_sha256": digest for name, digest in detector_files.items()}
-        return _seal(folder, crawl, config.ingest) | digests | {"grown_from": grown_from, "settings": same}
+        digests: Counts = {f"{name}_sha256": digest for name, digest in found.detector_files.items()}
+        return _seal(folder, crawl, config.ingest) | digests | {"grown_from": found.grown_from, "settings": found.settings}
 
-    receipt = run_stage(out, stage="ingest", mark=mark, work=work)
+    receipt = run_stage(out, stage="ingest", mark=found.mark, work=work)
     if receipt.reused:
         shards.require_shards(out, "raw", receipt.counts["shards"])
     shutil.rmtree(planning)
     return receipt
+
+
+def plan_ingest(crawl: Location, out: Path, config: Config) -> str:
+    """What `ingest` would find changed, in words; the crawl is listed into a temporary folder, and within `receipts.planning` the stage is noted.
+
+    Raises as `ingest` before it reads a file.
+    """
+    with tempfile.TemporaryDirectory(prefix="purify-plan-") as folder:
+        found = _listed(located(crawl), out, Path(folder), config.ingest)
+        growth, standing = SOURCES[found.source].growth, receipts.read(out)
+        listed = f"{found.listing.items:,} listed"
+        if standing is None:
+            told = listed
+        elif standing.fingerprint == found.mark:
+            told = f"{listed}, nothing has changed"
+            shards.require_shards(out, "raw", standing.counts["shards"])
+        elif growth is not None and found.grown_from is not None:
+            changes = count_changes(out, Path(folder), growth, config.ingest)
+            told = f"{listed}; " + (", ".join(f"{count:,} {what}" for what, count in changes.items() if count) or "the listing has changed")
+        else:
+            told = f"{listed}, all to be read anew: the settings of ingest changed, or what the crawl is does not let its changes be told"
+    run_stage(out, stage="ingest", mark=found.mark, work=lambda _: {})
+    return told
+
+
+@dataclass(frozen=True)
+class _Listed:
+    source: str
+    listing: Listing
+    detector_files: dict[str, str]
+    settings: str
+    """Fingerprint of all that the rows depend on besides the crawl."""
+    grown_from: Any
+    """Fingerprint of the shards that are taken over, or were; None where all is read."""
+    mark: str
+
+
+def _listed(crawl: str, out: Path, planning: Path, config: IngestConfig) -> _Listed:
+    source = recognise(crawl, config)
+    detector_files = faces.inputs(config)  # and a detector that does not work is found out here
+    listing = SOURCES[source].list_slices(crawl, planning, config)
+    if listing.items == 0:
+        raise BadCrawl(f"{recorded(crawl)} is empty. docs/crawls.md shows what a crawl looks like.")
+    same = fingerprint("ingest settings", VERSION, as_dict(config), source=source, **detector_files)
+    standing = receipts.read(out)
+    grown_from = standing.counts.get("grown_from") if standing else None
+    mark = fingerprint("ingest", VERSION, {"grown_from": grown_from}, crawl=listing.digest, under=same)
+    if standing is not None and standing.fingerprint != mark:
+        grows = SOURCES[source].growth is not None and standing.counts.get("settings") == same and (out / LISTING).exists()
+        grown_from = standing.fingerprint if grows else None
+        mark = fingerprint("ingest", VERSION, {"grown_from": grown_from}, crawl=listing.digest, under=same)
+    return _Listed(source, listing, detector_files, same, grown_from, mark)
 
 
 @dataclass(frozen=True)

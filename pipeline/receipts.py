@@ -15,9 +15,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import NoSpace, NotWritable, PurifyError
 
@@ -39,6 +40,54 @@ class Receipt:
     """True when the stage was skipped because this receipt already stood."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a run would do about one output."""
+
+    mark: str
+    """The fingerprint that it would have."""
+    state: Literal["stands", "changed", "begun", "missing"]
+    """`changed`: it stands, and was made of something else; `begun`: a stage that was stopped would be gone on with."""
+    redone: tuple[Path, ...]
+    """Of its inputs, those that would be made before it."""
+
+
+@dataclass
+class Plan:
+    """What stages say, while `planning`, that they would do; by output, in order."""
+
+    steps: dict[Path, Step] = field(default_factory=dict)
+    _asked: list[Path] = field(default_factory=list)
+
+    def asked_of(self, folder: Path) -> bool:
+        """Notes that a stage asks for this input's mark; True when a stage before it has said what it would be."""
+        self._asked.append(folder)
+        return folder in self.steps
+
+    def note(self, out: Path, mark: str, standing: Receipt | None) -> None:
+        """A stage would make `out` with this mark, of the inputs that were asked for since the stage before."""
+        redone = tuple(path for path in dict.fromkeys(self._asked) if path in self.steps and self.steps[path].state != "stands")
+        self._asked.clear()
+        if standing is not None:
+            self.steps[out] = Step(mark, "stands" if standing.fingerprint == mark else "changed", redone)
+        else:
+            self.steps[out] = Step(mark, "begun" if _partial(out, mark).is_dir() else "missing", redone)
+
+
+_plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[Plan]:
+    """Within it `run_stage` does no work and writes nothing, but notes in the plan what it would do; the mark of an output is what it would be."""
+    plan = Plan()
+    token = _plan.set(plan)
+    try:
+        yield plan
+    finally:
+        _plan.reset(token)
+
+
 def fingerprint(stage: str, version: int, settings: Mapping[str, Any], **inputs: str) -> str:
     """Hex digest of all that an output depends on: stage, its version, its settings, and the fingerprints of its inputs."""
     text = json.dumps([stage, version, settings, inputs], sort_keys=True, ensure_ascii=True)
@@ -55,6 +104,9 @@ def read(folder: Path) -> Receipt | None:
 
 def mark_of(folder: Path) -> str:
     """The fingerprint of a finished output. Raises PurifyError when the folder is not finished."""
+    plan = _plan.get()
+    if plan is not None and plan.asked_of(folder):
+        return plan.steps[folder].mark
     receipt = read(folder)
     if receipt is None:
         raise PurifyError(f"{folder} is not finished. Run the same command again: it goes on where it stopped.")
@@ -68,11 +120,16 @@ def run_stage(out: Path, *, stage: str, mark: str, work: Callable[[Path], Counts
     next attempt.
     """
     standing = read(out)
+    plan = _plan.get()
+    if plan is not None:
+        plan.note(out, mark, standing)
     if standing is not None and standing.fingerprint == mark:
         return Receipt(**{**asdict(standing), "reused": True})
+    if plan is not None:
+        return Receipt(stage, mark, {}, 0.0)
     with disk_watched(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.parent / f".{out.name}.partial-{mark[:16]}"
+        partial = _partial(out, mark)
         for other in (*partials(out), _old(out)):
             if other != partial and other.is_dir():
                 remove(other)
@@ -111,6 +168,10 @@ def _clear(partial: Path) -> None:
     """Remove files that are half written."""
     for leftover in partial.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def _partial(out: Path, mark: str) -> Path:
+    return out.parent / f".{out.name}.partial-{mark[:16]}"
 
 
 def partials(out: Path) -> list[Path]:

@@ -224,7 +224,12 @@ MANIFEST = _schema(
         *_ITEM_FIELDS,
         *_EVIDENCE,
         _field("verdict", pa.string(), "; ".join(f"{name}: {about}" for name, about in VERDICTS.items()), nullable=False),
-        _field("reason", pa.string(), "why: the rule's finding, or the status of an item that could not be judged", nullable=False),
+        _field(
+            "reason",
+            pa.string(),
+            "why: the rule's finding, `decision`, `protected`, `gone` (export.keep_gone), or the status of an item that could not be judged",
+            nullable=False,
+        ),
         _field("round", pa.int16(), "round that judged; null when no round could"),
         _field("decided_by", pa.string(), "`rule:<name>`, `ingest`, or `person:<name>`", nullable=False),
         _field("rule_verdict", pa.string(), "what the rule said, also where a person said otherwise; null where no round judged"),

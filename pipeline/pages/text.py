@@ -32,6 +32,7 @@ REASONS = {
     "same_bytes_elsewhere": "the same file under another name, where it fits better",
     "same_photo_elsewhere": "the same photograph under another name, where it fits better",
     "decision": "a person decided",
+    "gone": "is no longer in the crawl",
     "protected": "stands in a protected evaluation set",
     "head_not_learned": "the model could not tell identities apart",
 }

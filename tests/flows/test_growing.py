@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.embed import embed
 from pipeline.errors import BadConfig
 from pipeline.layout import RunLayout
+from pipeline.plan import plan
 from pipeline.receipts import mark_of
 from pipeline.run_folder import claimed, write_record
 from pipeline.train import is_held_out
@@ -54,8 +55,26 @@ def _fitted_once(fit: Callable[..., Any]) -> Callable[..., Any]:
 def purify(crawl: Path, run: Path, config: Config) -> dict[str, Any]:
     """What the flow does."""
     layout = RunLayout(run)
+    before = contents(run)
+    planned = plan(crawl, layout, config)
+    assert contents(run) == before, "a plan writes nothing"
     with claimed(crawl, layout):
-        return write_record(crawl, layout, config, recipe._stages(crawl, layout, config), 0.0)
+        record = write_record(crawl, layout, config, recipe._stages(crawl, layout, config), 0.0)
+    made = {name: not same for name, same in stages(record).items() if name != "retrain"}
+    judged = {name.removeprefix("judge: "): is_made for name, is_made in made.items() if name.startswith("judge: ")}
+    made = {name: is_made for name, is_made in made.items() if not name.startswith("judge: ")} | judged
+    assert {name: is_made for name, is_made, _ in planned.steps} == {_output(name): is_made for name, is_made in made.items()}
+    return record
+
+
+def contents(run: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def _output(stage: str) -> str:
+    words = {"ingest": "raw", "export": "clean", "evaluate": "evaluation", "embed": "embeddings", "isolate": "noise"}
+    *of_round, name = stage.split()
+    return "/".join([*(("rounds", of_round[1]) if of_round else ()), words.get(name, name)])
 
 
 def test_a_crawl_that_grows(tiny_crawl: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,6 +109,16 @@ def test_a_crawl_that_grows(tiny_crawl: tuple[Path, Path], monkeypatch: pytest.M
 
     with pytest.raises(BadConfig, match=r"train\.epochs was 2 and is 3\. --mode judge trains nothing"):
         purify(crawl, run, config("judge", "train.epochs=3"))
+    told = plan(crawl, layout, config("judge"))
+    why = {name: why for name, _, why in told.steps}
+    assert why["raw"].endswith(f" listed; {len(added)} new")
+    assert why["rounds/1/train"] == "stays as it is" and why["rounds/1/embeddings"] == "to do: made of raw, which is to do"
+    assert told.changed_settings == [] and plan(crawl, layout, config("full", "isolate.rule=either")).changed_settings == [
+        "mode was 'judge' and is 'full'",
+        "isolate.rule was 'angle' and is 'either'",
+    ]
+    assert "known only when all is judged" in str(plan(crawl, layout, config("auto")).training)
+    assert plan(crawl, layout, config("auto", "train.epochs=3")).training == "trained anew: train.epochs was 2 and is 3"
     record = purify(crawl, run, config("judge"))
     new = sorted({path.stem for path in layout.raw.glob("raw-*.parquet")} - set(old))
     assert [mark_of(layout.round(number).train) for number in (1, 2)] == trainings

@@ -38,6 +38,7 @@ class Planted:
     near_duplicate_set: str | None = None
     near_duplicate_of: int | None = None
     """Position of the item that stands for this one."""
+    is_gone: bool = False
 
 
 _PROPOSAL = {"kind": "merge", "identity": "Ada", "other_identity": "Bob", "samples": 3, "other_samples": 4, "share_near": 0.9,
@@ -133,6 +134,7 @@ def _write_shard(layout: RunLayout, number: str, first: int, planted: list[Plant
                 "height_px": 112,
                 "status": item.status,
                 "status_detail": None if item.status == "ok" else "planted",
+                "is_gone": item.is_gone,
                 "duplicate_set": item.duplicate_set,
                 "license": item.license,
                 "near_duplicate_set": item.near_duplicate_set,

@@ -45,13 +45,14 @@ def test_a_run_that_goes_on_tells_how_far_it_is_and_one_that_died_that_nobody_wo
 
 
 def test_an_entry_says_what_the_manifest_says_and_is_written_once(tmp_path: Path) -> None:
-    planted = [Planted(identity="Ada", angle_deg=20.5)] * 6 + [Planted(identity="Bob", angle_deg=88.0, verdict="drop", reason="angle")] * 3
+    planted = [Planted(identity="Ada", angle_deg=20.5, is_gone=True)] * 2 + [Planted(identity="Ada", angle_deg=20.5)] * 4
+    planted += [Planted(identity="Bob", angle_deg=88.0, verdict="drop", reason="angle")] * 3
     planted += [Planted(identity="Bob", angle_deg=None, status="truncated", verdict="drop")]
     run = RunLayout(write_run(tmp_path / "run", planted))
     write_json(run.manifest / "_receipt.json", {"stage": "manifest", "fingerprint": "a" * 64, "counts": {}, "seconds": 1.0})
     entry = remember(run, 1)
     assert entry == remember(run, 1) and [path.name for path in run.history.iterdir()] == [f"000001-{'a' * 16}.json"]
-    assert [entry[name] for name in ("items", "samples", "keep", "drop", "relabel", "review")] == [10, 9, 6, 3, 0, 0]
+    assert [entry[name] for name in ("items", "gone", "samples", "keep", "drop", "relabel", "review")] == [10, 2, 9, 6, 3, 0, 0]
     assert (entry["angles"][20], entry["angles"][88], sum(entry["angles"])) == (6, 3, 9)
     assert entry["noise_rate"] == 0.123 and entry["drift"] is None and entry["kept_share"] == 0.6667
     assert entry["sources"] == [], "of a folder per identity the first folder is a person's name"

@@ -287,6 +287,8 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
     planned = plan(crawl, layout, config)
     for name, _, why in planned.steps:
         _out.print(f"  {name}: {why}", highlight=False, soft_wrap=True)
+    for name in planned.removed:
+        _out.print(f"  {name}: would be removed, as these settings have none", highlight=False, soft_wrap=True)
     if planned.training:
         _out.print(f"Training: {plain(planned.training)}", highlight=False, soft_wrap=True)
     if planned.changed_settings:

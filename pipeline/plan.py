@@ -25,7 +25,7 @@ from pipeline.places import Location
 from pipeline.protect import protect
 from pipeline.receipts import Plan, Step, planning
 from pipeline.retrain import changed, judge_training
-from pipeline.run_folder import read_record, title_of
+from pipeline.run_folder import not_of, read_record, title_of
 from pipeline.train import train
 
 
@@ -35,6 +35,8 @@ class Planned:
 
     steps: list[tuple[str, bool, str]]
     """(output, whether it would be made, why or why not), in order."""
+    removed: list[str]
+    """Folders that these settings do not have."""
     training: str | None
     """With mode `judge` or `auto`, what becomes of the training, as far as it is known before anything is judged."""
     changed_settings: list[str]
@@ -71,7 +73,8 @@ def plan(crawl: Location, run: RunLayout, config: Config) -> Planned:
     steps = [(str(out.relative_to(run.root)), step.state != "stands", _why(step, run)) for out, step in found.steps.items()]
     place = [name for name, _, _ in steps].index("raw")
     steps[place] = ("raw", steps[place][1], f"{steps[place][2]}: {listed}")
-    return Planned(steps, training, list(_changed_settings(run, config)))
+    removed = [str(folder.relative_to(run.root)) for folder in not_of(run, config)]
+    return Planned(steps, removed, training, list(_changed_settings(run, config)))
 
 
 def _why(step: Step, run: RunLayout) -> str:

@@ -102,14 +102,21 @@ def title_of(run: RunLayout) -> str:
 
 
 def remove_what_is_not_of(run: RunLayout, config: Config) -> None:
-    """Remove the rounds that these settings do not have, and a model that they do not give, so that no report speaks of them."""
-    for folder in (run.root / "rounds").glob("*"):
-        if folder.name.isdecimal() and int(folder.name) > config.rounds:
+    """Remove what `not_of` names, so that no report speaks of it."""
+    for folder in not_of(run, config):
+        if folder == run.embedder:
+            remove(folder)
+        else:
             for output in filter(Path.is_dir, folder.iterdir()):
                 remove(output)
             shutil.rmtree(folder)
-    if config.embedder.model is None and run.embedder.exists():
-        remove(run.embedder)
+
+
+def not_of(run: RunLayout, config: Config) -> list[Path]:
+    """The rounds that these settings do not have, and a model that they do not give."""
+    rounds = (run.root / "rounds").glob("*")
+    beyond = sorted(folder for folder in rounds if folder.name.isdecimal() and int(folder.name) > config.rounds)
+    return beyond + ([run.embedder] if config.embedder.model is None and run.embedder.exists() else [])
 
 
 def write_record(

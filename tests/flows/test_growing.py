@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from prefect import Task
 
 from flows import tasks
@@ -19,6 +20,7 @@ from pipeline import embed as embed_module
 from pipeline import gather, isolate
 from pipeline.config import Config
 from pipeline.embed import embed
+from pipeline.embedders import load_embedder
 from pipeline.errors import BadConfig
 from pipeline.layout import RunLayout
 from pipeline.plan import plan
@@ -27,6 +29,7 @@ from pipeline.run_folder import claimed, write_record
 from pipeline.train import is_held_out
 from tests.flows.test_end_to_end import config as settings
 from tests.flows.test_end_to_end import stages
+from tests.pipeline.embedder_models import write
 
 recipe = importlib.import_module("flows.purify")
 FEWER = ("train.epochs=2", "audit.identities=1", "audit.inversions=0", "evaluate.folds=2", "evaluate.pairs=20")
@@ -73,6 +76,7 @@ def contents(run: Path) -> dict[Path, int]:
 
 def _output(stage: str) -> str:
     words = {"ingest": "raw", "export": "clean", "evaluate": "evaluation", "embed": "embeddings", "isolate": "noise"}
+    words |= {"centers": "train", "protect": "protected"}
     *of_round, name = stage.split()
     return "/".join([*(("rounds", of_round[1]) if of_round else ()), words.get(name, name)])
 
@@ -141,7 +145,9 @@ def test_a_crawl_that_grows(tiny_crawl: tuple[Path, Path], monkeypatch: pytest.M
     record = purify(crawl, run, config("auto", "retrain.new_share=0.9", "retrain.new_identities=0.9"))
     assert all(same for name, same in stages(record).items() if name != "retrain")
     assert counts(record)["retrain"]["trained_anew"] is False
+    assert plan(crawl, layout, config("full", "rounds=1")).removed == ["rounds/2"]
     assert not stages(purify(crawl, run, config("full", "rounds=1")))["round 1 train"]
+    assert plan(crawl, layout, config("full", "rounds=1")).removed == []
 
     shutil.copyfile(crawl / pictures.iloc[-1], crawl / new_name / "later.jpg")
     record = purify(crawl, run, config("auto", "retrain.new_share=0.001", "rounds=1"))
@@ -149,3 +155,16 @@ def test_a_crawl_that_grows(tiny_crawl: tuple[Path, Path], monkeypatch: pytest.M
     assert stages(record)["judge: round 1 train"] and not stages(record)["round 1 train"]
     assert json.loads((run / "run.json").read_text())["stages"] == record["stages"]
     assert all(stages(purify(crawl, run, config("full", "rounds=1"))).values()), "auto has trained what full would have"
+
+    trained = load_embedder(run, torch.device("cpu")).module
+    assert trained is not None
+    given = write(tmp_path / "given.onnx", trained, shape=(1, 3, 32, 32))
+    by_given = [f"embedder.model={given}", "evaluate.bins=[]", "rounds=2"]
+    assert not any(stages(purify(crawl, tmp_path / "given", config("auto", *by_given))).values())
+    (tmp_path / "lfw").mkdir()
+    shutil.copyfile(crawl / pictures.iloc[0], tmp_path / "lfw" / "1.jpg")
+    again = stages(purify(crawl, tmp_path / "given", config("auto", *by_given, f"protect.sets=['{tmp_path / 'lfw'}']")))
+    assert [name for name, same in again.items() if not same] == ["protect", "audit"], "it is reported only"
+    shutil.rmtree(tmp_path / "given" / "manifest")
+    again = stages(purify(crawl, tmp_path / "given", config("auto", *by_given)))
+    assert [name for name, same in again.items() if not same] == ["manifest", "audit"], "the same manifest makes the same clean shards"

@@ -81,7 +81,9 @@ def plan_ingest(crawl: Location, out: Path, config: Config) -> str:
             shards.require_shards(out, "raw", standing.counts["shards"])
         elif growth is not None and found.grown_from is not None:
             changes = count_changes(out, Path(folder), growth, config.ingest)
-            told = f"{listed}; " + (", ".join(f"{count:,} {what}" for what, count in changes.items() if count) or "the listing has changed")
+            told = f"the crawl has changed: {listed}; " + (
+                ", ".join(f"{count:,} {what}" for what, count in changes.items() if count) or "the listing has changed"
+            )
         else:
             told = f"{listed}, all to be read anew: the settings of ingest changed, or what the crawl is does not let its changes be told"
     run_stage(out, stage="ingest", mark=found.mark, work=lambda _: {})

@@ -72,7 +72,8 @@ def plan(crawl: Location, run: RunLayout, config: Config) -> Planned:
         audit(run, run.audit, config, title=title_of(run))
     steps = [(str(out.relative_to(run.root)), step.state != "stands", _why(step, run)) for out, step in found.steps.items()]
     place = [name for name, _, _ in steps].index("raw")
-    steps[place] = ("raw", steps[place][1], f"{steps[place][2]}: {listed}")
+    told = f"to do: {listed}" if found.steps[run.raw].state == "changed" else f"{steps[place][2]}: {listed}"
+    steps[place] = ("raw", steps[place][1], told)
     removed = [str(folder.relative_to(run.root)) for folder in not_of(run, config)]
     return Planned(steps, removed, training, list(_changed_settings(run, config)))
 

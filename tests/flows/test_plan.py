@@ -77,6 +77,6 @@ def test_a_dry_run_says_how_the_crawl_has_changed(tmp_path: Path, capsys: pytest
     for number in (11, 12, 13):
         put(crawl, f"P2/{number}.jpg", number)
     found = told()
-    assert found["raw"] == "to do: what it is made of, its settings or the program have changed: 11 listed; 3 new, 1 changed, 2 vanished"
+    assert found["raw"] == "to do: the crawl has changed: 11 listed; 3 new, 1 changed, 2 vanished"
     assert {"manifest", "clean", "evaluation", "audit"} <= set(found)
     assert "all to be read anew" in told("--set", "ingest.near_duplicate_bits=0")["raw"]

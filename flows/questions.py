@@ -188,6 +188,8 @@ def sample_review(
 ) -> None:
     """Draw samples for a person to judge: OUT/review.csv, with an empty column is_right, and OUT/images/.
 
+    Asked is the name that a sample is exported under; of one that is not exported, the crawl's.
+
     Parameters
     ----------
     run:
@@ -200,7 +202,7 @@ def sample_review(
     require_outside(out, run)
     count = draw(run, out, count=n, seed=seed)
     _out.print(
-        f"{count} samples in {out}. Is the face in `image` who `claimed_identity` says? Write yes or no into is_right of {out / 'review.csv'}, or leave it empty;\n"
+        f"{count} samples in {out}. Is the face in `image` who `asked_identity` says? Write yes or no into is_right of {out / 'review.csv'}, or leave it empty;\n"
         f"then: purify estimate {run} {out / 'review.csv'}",
         highlight=False,
         soft_wrap=True,

@@ -14,12 +14,13 @@ from arcface_core.protocols.verification import wilson
 from pipeline import shards
 from pipeline.duck import every, fetch
 from pipeline.errors import BadInput
+from pipeline.history import run_id
 from pipeline.layout import RunLayout
 from pipeline.receipts import atomic
 from pipeline.run_folder import require_whole
 from pipeline.sums import prove_twins
 
-COLUMNS = ("sample_id", "claimed_identity", "stratum", "image", "is_right")
+COLUMNS = ("run_id", "sample_id", "asked_identity", "stratum", "image", "is_right")
 YES, NO = ("yes", "y", "true", "right", "1"), ("no", "n", "false", "wrong", "0")
 
 
@@ -28,7 +29,7 @@ class Estimate:
     """Shares with 95 % Wilson intervals (value, low, high), and how many samples were judged.
 
     residual_noise   of the kept samples, the share that is wrong
-    dropped_clean    of the samples that are not kept, the share whose claimed identity is right
+    dropped_clean    of the samples that are not kept, the share whose identity in the crawl is right
     clean_loss       of all right samples, the share that was not kept; its interval joins the ends of the other two, so it covers more than 95 %
     """
 
@@ -42,6 +43,7 @@ class Estimate:
 def draw(run: Path, out: Path, *, count: int, seed: int) -> int:
     """Write `out`: review.csv and images/, half of the kept and half of the others, without their verdicts; how many were drawn.
 
+    `asked_identity` is the name that a kept sample is exported under, which a relabel changed, and the name in the crawl of one that is not kept.
     The same (run, seed) draws the same samples. Raises BadInput when `out` is there already.
     """
     if out.exists():
@@ -57,7 +59,8 @@ def draw(run: Path, out: Path, *, count: int, seed: int) -> int:
         rows = fetch(
             db,
             """WITH drawn AS (
-                   SELECT sample_id, identity, source_uri, shard, CASE WHEN clean_identity IS NULL THEN 'b' ELSE 'a' END AS stratum,
+                   SELECT sample_id, coalesce(clean_identity, identity) AS asked_identity, source_uri, shard,
+                          CASE WHEN clean_identity IS NULL THEN 'b' ELSE 'a' END AS stratum,
                           md5(sample_id || $seed) AS lot
                    FROM read_parquet($manifest) WHERE status = 'ok'
                    QUALIFY row_number() OVER (PARTITION BY stratum ORDER BY lot, sample_id) <= $each)
@@ -79,21 +82,23 @@ def draw(run: Path, out: Path, *, count: int, seed: int) -> int:
     finally:
         for reader in readers.values():
             reader.close()
+    drawn_of = run_id(layout)
     with atomic(out / "review.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for row in rows:
-            table.writerow([row["sample_id"], row["identity"], row["stratum"], f"images/{row['sample_id']}.jpg", ""])
+            table.writerow([drawn_of, row["sample_id"], row["asked_identity"], row["stratum"], f"images/{row['sample_id']}.jpg", ""])
     return len(rows)
 
 
 def estimate(run: Path, review: Path) -> Estimate:
     """Residual noise and clean loss of a run from a judged review.csv (is_right: one of `YES` or `NO`, in any case; empty: not judged).
 
-    Raises BadInput for another value, for a sample that is not in the run, and when a stratum has no judged sample.
+    Raises BadInput for another value, for a review of another run or of this one before its export changed, for a sample that is not
+    in the run, and when a stratum has no judged sample.
     """
-    answers = _answers(review)
     layout = RunLayout(run)
+    answers = _answers(review, run, run_id(layout))
     with duckdb.connect() as db:
         found = fetch(
             db,
@@ -129,7 +134,7 @@ def estimate(run: Path, review: Path) -> Estimate:
     )
 
 
-def _answers(review: Path) -> dict[str, bool]:
+def _answers(review: Path, run: Path, identifier: str) -> dict[str, bool]:
     answers: dict[str, bool] = {}
     try:
         with review.open(newline="", encoding="utf-8-sig") as file:
@@ -141,6 +146,11 @@ def _answers(review: Path) -> dict[str, bool]:
         if answer and answer not in YES + NO:
             raise BadInput(
                 f"{review}, line {number}: is_right is {answer[:40]!r}; write yes or no (or {', '.join(YES[1:])}; {', '.join(NO[1:])}), or leave it empty."
+            )
+        if answer and row.get("run_id") != identifier:
+            raise BadInput(
+                f"{review}, line {number}: not drawn from what {run} exports now (run id {identifier}), but from another run, or from this one before"
+                f" it changed. Give the run that it was drawn from, or draw anew: purify sample-review {run} OUT."
             )
         if answer and row.get("sample_id"):
             answers[str(row["sample_id"])] = answer in YES

@@ -4,11 +4,20 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline import receipts
 from pipeline.errors import BadInput
 from pipeline.review import NO, YES, draw, estimate
 from tests.pipeline.fake_run import Planted, write_run
+
+
+def finished(run: Path, mark: str = "0" * 64) -> Path:
+    """`run`, its manifest's receipt in place: the run id is made of it."""
+    receipts.write_json(run / "manifest" / receipts.NAME, {"stage": "manifest", "fingerprint": mark, "counts": {}, "seconds": 0.0})
+    return run
 
 
 def planted_run(root: Path, seed: int) -> tuple[Path, dict[str, bool], float, float]:
@@ -26,7 +35,12 @@ def planted_run(root: Path, seed: int) -> tuple[Path, dict[str, bool], float, fl
         for place, keep in enumerate(kept)
     ]
     truth = {f"P{place % 9}/{place:04d}.jpg": bool(is_right) for place, is_right in enumerate(right)}
-    return write_run(root / "run", rows, rounds=1), truth, float((~right[kept]).mean()), float((right & ~kept).sum() / right.sum())
+    return (
+        finished(write_run(root / "run", rows, rounds=1)),
+        truth,
+        float((~right[kept]).mean()),
+        float((right & ~kept).sum() / right.sum()),
+    )
 
 
 def judge(run: Path, review: Path, truth: dict[str, bool]) -> None:
@@ -87,9 +101,29 @@ def test_an_unfinished_or_foreign_review_says_what_is_missing(tmp_path: Path) ->
         review.write_text(text.replace(",yes", f",{yes.upper()}").replace(",no", f", {no} "))
         assert estimate(run, review) == wanted
     other, _, _, _ = planted_run(tmp_path / "other", 3)
-    review.write_text(text.replace(text.splitlines()[1].split(",")[0], "f" * 32))
+    review.write_text(text.replace(text.splitlines()[1].split(",")[1], "f" * 32))
     with pytest.raises(BadInput, match="1 judged samples are not in"):
         estimate(run, review)
     assert other.exists()
     with pytest.raises(BadInput, match="cannot be read"):
         estimate(run, tmp_path / "nowhere.csv")
+
+
+def test_a_relabel_is_asked_by_its_new_name_and_a_review_of_another_run_is_refused(tmp_path: Path) -> None:
+    rows = [
+        Planted(identity="A", verdict="keep" if place < 4 else "drop", reason="accepted" if place < 4 else "angle") for place in range(8)
+    ]
+    run, other = (finished(write_run(tmp_path / mark, rows, rounds=1), mark * 64) for mark in "12")
+    part = next((run / "manifest").glob("part-*.parquet"))
+    table = pq.read_table(part)
+    place = table.column_names.index("clean_identity")
+    renamed = pa.array([None if name is None else "B" for name in table["clean_identity"].to_pylist()], table.schema.field(place).type)
+    pq.write_table(table.set_column(place, table.schema.field(place), renamed), part)
+    draw(run, tmp_path / "review", count=8, seed=0)
+    review = tmp_path / "review" / "review.csv"
+    with review.open(newline="") as file:
+        assert {(row["stratum"], row["asked_identity"]) for row in csv.DictReader(file)} == {("a", "B"), ("b", "A")}
+    review.write_text(review.read_text().replace(".jpg,", ".jpg,yes"))
+    assert estimate(run, review).residual_noise[0] == 0.0
+    with pytest.raises(BadInput, match="another run"):
+        estimate(other, review)

@@ -256,7 +256,7 @@ class LimitsConfig:
     noise_rate: Fraction | None = None
     """Estimated share of noise among the samples, at most."""
     kept_share: Fraction | None = None
-    """Share of the samples that is kept, at least."""
+    """Share of the samples that is exported, relabels included, at least."""
     drift: Fraction | None = None
     """Kolmogorov-Smirnov distance of the angles from those of the run before in this folder, at most."""
 

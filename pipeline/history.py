@@ -75,7 +75,7 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
         "gone": gone,
         "samples": samples,
         **dict(zip(("keep", "drop", "relabel", "review", "clean_identities", "exported"), verdicts, strict=True)),
-        "kept_share": round(verdicts[0] / max(1, samples), 4),
+        "kept_share": round(verdicts[-1] / max(1, samples), 4),
         "noise_rate": round(judged["noise_rate"], 4),
         "noise_rate_low": round(judged["noise_rate_low"], 4),
         "noise_rate_high": round(judged["noise_rate_high"], 4),
@@ -113,7 +113,7 @@ def exceeded(entry: dict[str, Any], limits: LimitsConfig) -> list[str]:
     if limits.noise_rate is not None and entry["noise_rate"] > limits.noise_rate:
         found.append(f"noise rate {entry['noise_rate']:.3f} is above limits.noise_rate {limits.noise_rate:g}")
     if limits.kept_share is not None and entry["kept_share"] < limits.kept_share:
-        found.append(f"{entry['kept_share']:.3f} of the samples are kept, below limits.kept_share {limits.kept_share:g}")
+        found.append(f"{entry['kept_share']:.3f} of the samples are exported, below limits.kept_share {limits.kept_share:g}")
     if limits.drift is not None and entry["drift"] is not None and entry["drift"] > limits.drift:
         found.append(f"the angles are {entry['drift']:.3f} from those of the run before, above limits.drift {limits.drift:g}")
     return found

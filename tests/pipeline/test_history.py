@@ -5,6 +5,8 @@ import shutil
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import LimitsConfig
@@ -50,11 +52,18 @@ def test_an_entry_says_what_the_manifest_says_and_is_written_once(tmp_path: Path
     planted += [Planted(identity="Bob", angle_deg=None, status="truncated", verdict="drop")]
     run = RunLayout(write_run(tmp_path / "run", planted))
     write_json(run.manifest / "_receipt.json", {"stage": "manifest", "fingerprint": "a" * 64, "counts": {}, "seconds": 1.0})
+    part = next(run.manifest.glob("part-*.parquet"))
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("clean_shard")
+    shards = pa.array(["clean-000000"] * 7 + [None] * 3, table.schema.field(place).type)
+    pq.write_table(
+        table.set_column(place, table.schema.field(place), shards), part
+    )  # the six that are kept, and one that a person relabelled
     entry = remember(run, 1)
     assert entry == remember(run, 1) and [path.name for path in run.history.iterdir()] == [f"000001-{'a' * 16}.json"]
     assert [entry[name] for name in ("items", "gone", "samples", "keep", "drop", "relabel", "review")] == [10, 2, 9, 6, 3, 0, 0]
     assert (entry["angles"][20], entry["angles"][88], sum(entry["angles"])) == (6, 3, 9)
-    assert entry["noise_rate"] == 0.123 and entry["drift"] is None and entry["kept_share"] == 0.6667
+    assert entry["noise_rate"] == 0.123 and entry["drift"] is None and entry["kept_share"] == 0.7778
     assert entry["sources"] == [], "of a folder per identity the first folder is a person's name"
     write_json(run.manifest / "_receipt.json", {"stage": "manifest", "fingerprint": "b" * 64, "counts": {}, "seconds": 1.0})
     remember(run, 1)

@@ -24,7 +24,7 @@ from pipeline.run_folder import versions
 from pipeline.shards import shard_stems
 from pipeline.sums import prove_twins
 
-VERSION = 7
+VERSION = 8
 _MADE = "inversions/made.json"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -45,6 +45,8 @@ def audit(run: RunLayout, out: Path, config: Config, *, title: str, progress: Pr
     inputs = {f"round{one.number}": mark_of(one.noise) for one in rounds}
     inputs |= {"manifest": mark_of(run.manifest), "evaluation": mark_of(run.evaluation)}
     settings = {name: value for name, value in as_dict(config).items() if name not in ("workers", "device", "mode", "retrain")}
+    if config.embedder.model is not None:  # nothing is trained: of these only one does anything
+        settings["train"] = {"subcenters": config.train.subcenters}
     mark = fingerprint("audit", VERSION, {"title": title, "settings": settings}, **inputs)
 
     def work(folder: Path) -> Counts:
@@ -121,7 +123,7 @@ def write_audit(
         for place, of in enumerate(("identity", "other_identity")):
             seen = inversions.get(pair[of], ())[-1:]
             pair[f"{of}_face"] = _write_face(seen[0], f"inversions/pair-{number:02d}-{place}.png", out) if seen else None
-    shared = {"title": title, "lists": len(lists), "drawn": len(names), "people": everyone.num_rows}
+    shared = {"has_imagined": bool(imagined), "title": title, "lists": len(lists), "drawn": len(names), "people": everyone.num_rows}
     pages = {
         "identity.html": page(
             "person.html.jinja", style=("base.css",), script=("page.js", "ask.js", "names.js", "tiles.js", "person.js"), **shared

@@ -90,7 +90,7 @@ def draw_map(run: Path, out: Path, *, identities: Sequence[str] = (), most: int 
 
 _ROWS_SQL = """
     WITH mine AS (
-        SELECT e.identity, e.source_uri, e.embedding, m.verdict, nullif(m.angle_deg, 'NaN') AS angle_deg, m.shard, r.crop_offset, r.crop_size,
+        SELECT e.identity, e.source_uri, e.embedding, m.verdict, m.clean_identity, nullif(m.angle_deg, 'NaN') AS angle_deg, m.shard, r.crop_offset, r.crop_size,
             row_number() OVER (PARTITION BY e.identity ORDER BY md5(e.source_uri), e.source_uri) / count(*) OVER (PARTITION BY e.identity) AS share
         FROM read_parquet($embeddings) e
         JOIN read_parquet($manifest) m ON m.identity = e.identity AND m.source_uri = e.source_uri

@@ -37,6 +37,7 @@ def overview(db: duckdb.DuckDBPyConnection, run: Path) -> dict[str, Any]:
     judges = {number: _judge(RunLayout(run).round(number).noise / "judge.json") for number in numbers}
     return {
         "flow": _flow(db),
+        "exported": _rows(db, "SELECT count(clean_identity) AS samples FROM manifest")[0]["samples"],
         "statuses": _crosstab(db),
         "reasons": _rows(db, _REASONS_SQL),
         "by_people": _rows(db, _PEOPLE_SQL)[0]["items"],
@@ -73,9 +74,17 @@ _CHANGES_SQL = """
     FROM read_parquet($first) a JOIN read_parquet($last) b ON b.source_uri = a.source_uri GROUP BY ALL
 """
 _PAIRS_SQL = """
-    SELECT kind, identity, other_identity, samples, other_samples, least(share_near, other_share_near) AS share_near, center_angle_deg
-    FROM proposals WHERE kind IN ('merge', 'review') AND round = (SELECT max(round) FROM proposals)
-    ORDER BY kind, share_near DESC, samples + other_samples DESC, identity, other_identity LIMIT $most
+    WITH asked AS (
+        SELECT kind, identity, other_identity, samples, other_samples, least(share_near, other_share_near) AS share_near, center_angle_deg
+        FROM proposals WHERE kind IN ('merge', 'review') AND round = (SELECT max(round) FROM proposals)
+        ORDER BY kind, share_near DESC, samples + other_samples DESC, identity, other_identity LIMIT $most),
+    moved AS (
+        SELECT identity, clean_identity, count(*) AS samples FROM manifest
+        WHERE clean_identity <> identity AND identity IN (SELECT identity FROM asked UNION SELECT other_identity FROM asked) GROUP BY ALL)
+    SELECT asked.*, coalesce(there.samples, 0) + coalesce(back.samples, 0) AS moved
+    FROM asked LEFT JOIN moved there ON there.identity = asked.identity AND there.clean_identity = asked.other_identity
+    LEFT JOIN moved back ON back.identity = asked.other_identity AND back.clean_identity = asked.identity
+    ORDER BY kind, share_near DESC, asked.samples + other_samples DESC, asked.identity, asked.other_identity
 """
 PAIRS = 12
 """Pairs of names shown, the surest first."""

@@ -150,7 +150,7 @@ _RANKED_SQL = """
 """
 _MINE_SQL = """
     CREATE TEMP TABLE mine AS
-    SELECT m.sample_id, m.identity, m.source_uri, m.shard, m.verdict, m.reason, m.other_identity, m.noise_probability,
+    SELECT m.sample_id, m.identity, m.source_uri, m.shard, m.verdict, m.reason, m.other_identity, m.clean_identity, m.noise_probability,
         nullif(m.angle_deg, 'NaN') AS angle_deg, nullif(m.other_angle_deg, 'NaN') AS other_angle_deg,
         coalesce(m.near_duplicate_of, m.near_duplicate_set) AS twin, m.decided_by, r.crop_offset, r.crop_size, {subcenter} AS subcenter
     FROM read_parquet($manifest) m
@@ -212,7 +212,7 @@ class _Found:
             faces = fetch(db, _FACES_SQL, {"faces": wave.faces}).to_pylist()
             strip = fetch(db, _STRIP_SQL).to_pylist()
             subcenters = fetch(db, _SUBCENTERS_SQL).to_pylist()
-            wanted = sorted({row["other_identity"] for row in faces if row["verdict"] == "relabel" and row["other_identity"]})
+            wanted = sorted({whose for row in faces if (whose := _whose(row))})
             others = fetch(db, _OTHERS_SQL, given | {"names": wanted}).to_pylist() if wanted else []
         self._faces, self._strip, self._subcenters = _by_identity(faces), _by_identity(strip), _by_identity(subcenters)
         self._others = {row["identity"]: row for row in others}
@@ -221,7 +221,7 @@ class _Found:
         """(what the page of `name` is told, rows of the crops on its sheet in order)."""
         rows = self._faces[name]
         tiles, place_of = list(rows), dict[str, int]()
-        for other in sorted({row["other_identity"] for row in rows if row["verdict"] == "relabel"} & self._others.keys()):
+        for other in sorted({whose for row in rows if (whose := _whose(row))} & self._others.keys()):
             place_of[other] = len(tiles)
             tiles.append(self._others[other])
         strip: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -256,14 +256,19 @@ def _face(row: dict[str, Any], place: int, pairs: Mapping[str, int], place_of: M
         "pair": pairs.get(row["pair"]),
         "by": visible(row["decided_by"].removeprefix("person:")) if row["decided_by"].startswith("person:") else None,
     }
-    if row["verdict"] == "relabel" and row["other_identity"]:
-        other = {
-            "other": visible(row["other_identity"]),
-            "other_angle": _tenths(row["other_angle_deg"]),
-            "other_tile": place_of.get(row["other_identity"]),
+    if (whose := _whose(row)) is not None:
+        facts |= {
+            "other": visible(whose),
+            "other_angle": _tenths(row["other_angle_deg"]) if whose == row["other_identity"] else None,
+            "other_tile": place_of.get(whose),
+            "exported": row["clean_identity"] is not None or None,
         }
-        facts |= other
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _whose(row: Mapping[str, Any]) -> str | None:
+    """Of a relabel the identity that it is exported as, or that is proposed for it; else None."""
+    return (row["clean_identity"] or row["other_identity"]) if row["verdict"] == "relabel" else None
 
 
 def _tenths(angle_deg: float | None) -> float | None:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from pipeline.visible import visible
 
-SPOKEN = {"keep": "kept", "drop": "dropped", "relabel": "relabel proposed", "review": "to review"}
+SPOKEN = {"keep": "kept", "drop": "dropped", "relabel": "of another identity", "review": "to review"}
 REASONS = {
     "accepted": "accepted",
     "angle": "too far from the center",

@@ -1,7 +1,7 @@
 "use strict";
 // What every page shares. Text from the crawl reaches the document by textContent and setAttribute alone.
 
-const SPOKEN = { keep: "kept", drop: "dropped", relabel: "relabel proposed", review: "to review" };
+const SPOKEN = { keep: "kept", drop: "dropped", relabel: "of another identity", review: "to review" };
 const VERDICTS = Object.keys(SPOKEN);
 const SIGNS = { keep: "✓", drop: "✕", relabel: "⇄", review: "?" };
 const LIST_ROWS = 5000, BLOCK = 16;

@@ -56,11 +56,11 @@
 
   const relabels = (person) => {
     const proposed = person.faces.filter((face) => face.verdict === "relabel" && face.other);
-    return proposed.length === 0 ? null : section("Proposed for another identity", "Left the sample; right, the face that is surest of the identity proposed for it.",
+    return proposed.length === 0 ? null : section("Of another identity", "Left the sample; right, the surest face of the identity that it is exported as, or that is proposed for it.",
       el("ul", { class: "couples" }, ...proposed.map((face) =>
         el("li", { class: "card" }, tile(person, face),
           el("figure", { class: "face keep" }, face.other_tile === undefined ? el("div", { class: "none" }, "nothing was kept of it") : picture(person, face.other_tile, `The surest face of ${face.other}`),
-            el("figcaption", {}, el("strong", {}, degrees(face.other_angle)), " from ", el("bdi", {}, face.other)))))));
+            el("figcaption", {}, face.exported ? "exported as " : "proposed: ", el("bdi", {}, face.other), face.other_angle === undefined ? null : el("span", {}, ", ", el("strong", {}, degrees(face.other_angle)), " from it")))))));
   };
 
   const pairs = (person) => {

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from PIL import Image
 
+from pipeline import tables
 from pipeline.audit import AuditCounts, noisiest, write_audit
 from pipeline.errors import BadInput, BadShard
 from pipeline.imagine import Imagined
@@ -175,6 +177,26 @@ def test_every_proposed_relabel_is_shown_up_to_the_number_of_faces(tmp_path: Pat
     audit(write_run(tmp_path / "run", [*planted, *near]), tmp_path / "audit", faces=3, with_inversion=False)
     told = [face for face in person(tmp_path / "audit", "A", ["A"])["faces"] if face["verdict"] == "relabel"]
     assert {face["other_angle"] for face in told} >= {30.0, 31.0, 32.0}, "the nearest to the other identity"
+
+
+def test_a_relabel_that_people_decided_is_shown_as_exported_and_its_merge_as_done(tmp_path: Path) -> None:
+    planted = [Planted(identity=name, angle_deg=30.0) for name in ("Ada", "Ada", "Bob", "Cyd")]
+    planted.append(Planted(identity="Ada", angle_deg=84.0, verdict="relabel", other_identity="Cyd", other_angle_deg=31.0))
+    run = write_run(tmp_path / "run", planted)
+    audit(run, tmp_path / "before", faces=9, with_inversion=False)
+    (face,) = [one for one in person(tmp_path / "before", "Ada", ["Ada"])["faces"] if one["verdict"] == "relabel"]
+    assert (face["other"], face["other_angle"], face.get("exported")) == ("Cyd", 31.0, None)
+    assert "decided:" not in (tmp_path / "before" / "index.html").read_text("utf-8")
+    part = RunLayout(run).manifest / "part-000000.parquet"
+    rows = pq.read_table(part).to_pylist()
+    rows[4] |= {"decided_by": "person:Ann", "reason": "decision", "clean_identity": "Bob", "clean_shard": "clean-000000"}
+    pq.write_table(pa.Table.from_pylist(rows, schema=tables.MANIFEST), part)
+    audit(run, tmp_path / "after", faces=9, with_inversion=False)
+    (face,) = [one for one in person(tmp_path / "after", "Ada", ["Ada"])["faces"] if one["verdict"] == "relabel"]
+    assert (face["other"], face.get("other_angle"), face["exported"], face["by"]) == ("Bob", None, True, "Ann"), "whom a person chose"
+    text = (tmp_path / "after" / "index.html").read_text("utf-8")
+    assert "decided: 1 exported under the other name" in text and "relabel proposed" not in text
+    assert "imagines for either name" not in text, "no face is there"
 
 
 def test_near_duplicates_are_told_together_and_a_set_of_one_is_none(tmp_path: Path) -> None:

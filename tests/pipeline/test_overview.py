@@ -40,7 +40,7 @@ def test_the_flow_counts_every_item_once(run: Path) -> None:
     for words in (
         "items to samples to kept to exported: 7",
         "items to samples to dropped to not exported: 1",
-        "items to samples to relabel proposed to not exported: 1",
+        "items to samples to of another identity to not exported: 1",
         "items to samples to to review to not exported: 1",
         "items to truncated: 1",
         "items to empty: 1",

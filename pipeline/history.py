@@ -52,7 +52,7 @@ def remember(run: RunLayout, last_round: int) -> dict[str, Any]:
         items, gone, samples, *verdicts = db.execute(
             """SELECT count(*), count(*) FILTER (WHERE is_gone), count(*) FILTER (WHERE status = 'ok'), count(*) FILTER (WHERE status = 'ok' AND verdict = 'keep'),
                       count(*) FILTER (WHERE status = 'ok' AND verdict = 'drop'), count(*) FILTER (WHERE status = 'ok' AND verdict = 'relabel'),
-                      count(*) FILTER (WHERE status = 'ok' AND verdict = 'review'), count(DISTINCT clean_identity), count(clean_identity)
+                      count(*) FILTER (WHERE status = 'ok' AND verdict = 'review'), count(DISTINCT clean_identity), count(clean_shard)
                FROM read_parquet($files)""",
             files,
         ).fetchall()[0]

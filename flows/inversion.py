@@ -43,7 +43,7 @@ def imagine(
     from pipeline.config import validate
     from pipeline.errors import BadInput
     from pipeline.imagine import imagine as of_identities
-    from pipeline.imagine import imagine_samples
+    from pipeline.imagine import imagine_samples, why_none
     from pipeline.layout import RunLayout
     from pipeline.run_folder import read_finished
 
@@ -54,6 +54,10 @@ def imagine(
     config = validate(read_finished(layout)["config"])
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, inversion_steps=steps))
     rounds = [layout.round(number) for number in range(1, config.rounds + 1)]
+    if why := why_none(rounds[-1], config):
+        raise BadInput(
+            f"No face can be drawn: {why} Weights of a backbone have them (--embedder weights.pt), and so has a run that trains."
+        )
     with shown("imagine") as progress:
         found = of_identities(layout.raw, rounds, identity or [], config, progress=progress) if identity else {}
         missing = [name for name in identity or [] if name not in found]

@@ -46,11 +46,14 @@ def find_cases(run: Path, decided: Set[str], *, most: int = MOST) -> list[Case]:
     numbers = round_numbers(run)
     judge = _judge(layout, numbers)
     given = {"manifest": every(layout.manifest, "part-*.parquet"), "most": most}
+    near = {"near": float(judge.get("relabel_angle_deg") or 0.0)}
     with duckdb.connect() as db:
         db.register("decided", pa.table({"sample_id": pa.array(sorted(decided), pa.string())}))
         kinds = {
-            "cut": fetch(db, _CUT_SQL, given | {"cut": float(judge.get("max_noise_probability") or 0.5), "rule": _rule_in_words(judge)}),
-            "judges": fetch(db, _JUDGES_SQL, given | {"paper": PAPER_DEG}),
+            "cut": fetch(
+                db, _CUT_SQL, given | near | {"cut": float(judge.get("max_noise_probability") or 0.5), "rule": _rule_in_words(judge)}
+            ),
+            "judges": fetch(db, _JUDGES_SQL, given | near | {"paper": PAPER_DEG}),
             "relabel": fetch(db, _RELABEL_SQL, given),
         }
         proposals = layout.round(numbers[-1]).noise / "proposals.parquet" if numbers else None
@@ -101,18 +104,20 @@ _JUDGED_SQL = """
         WHERE status = 'ok' AND starts_with(decided_by, 'rule:') AND sample_id NOT IN (SELECT sample_id FROM decided)
             AND reason NOT IN ('near_duplicate', 'same_bytes_elsewhere', 'same_photo_elsewhere', 'too_few_samples'))
 """
+# The nearest other identity is worth an offer where the rule itself would take the sample for it.
+_OFFERED = "CASE WHEN verdict = 'relabel' OR other_angle_deg <= $near THEN other_identity END AS other_identity"
 _CUT_SQL = (
     _JUDGED_SQL
-    + """
-    SELECT sample_id, identity, other_identity, printf('The probability that it is noise is %.2f%s.', noise_probability, $rule) AS why
+    + f"""
+    SELECT sample_id, identity, {_OFFERED}, printf('The probability that it is noise is %.2f%s.', noise_probability, $rule) AS why
     FROM judged WHERE noise_probability IS NOT NULL AND NOT isnan(noise_probability)
     ORDER BY abs(noise_probability - $cut), source_uri LIMIT $most
 """
 )
 _JUDGES_SQL = (
     _JUDGED_SQL
-    + """
-    SELECT sample_id, identity, other_identity,
+    + f"""
+    SELECT sample_id, identity, {_OFFERED},
         printf('The rule says %s, the paper''s cut at %.0f degrees says %s: it lies at %.1f.', verdict, $paper,
             CASE WHEN verdict = 'keep' THEN 'drop' ELSE 'keep' END, angle_deg) AS why
     FROM judged

@@ -113,7 +113,10 @@ def application(desk: Desk, pages: AuditPages, title: str) -> FastAPI:
 
     def known(identity: str | None) -> str | None:
         if identity is not None and not desk.has_identity(identity):
-            raise BadInput("There is no identity of exactly that name in this run.")
+            raise BadInput(
+                "There is no identity of exactly that name in this run. To make one: purify decide RUN --sample SAMPLE_ID --verdict relabel "
+                "--identity NAME --new-identity"
+            )
         return identity
 
     @app.get("/review.html")

@@ -68,7 +68,7 @@
   const skip = () => during(async () => { show(await ask("api/skip", { key: current.key })); said.textContent = "Skipped."; });
   const undo = () => during(async () => { const told = await ask("api/undo", {}); show(told); said.textContent = `Taken back: ${count(told.undone)} ${told.undone === 1 ? "decision" : "decisions"}.`; });
 
-  const wrong = (text) => { trouble.textContent = text ?? ""; trouble.hidden = text === null; };
+  const wrong = (text) => { trouble.textContent = text ?? ""; trouble.hidden = text === null; if (text !== null) said.textContent = ""; };
   const names = nameForm({ choose: (name) => answer("relabel", name), wrong, left: () => question.focus() });
   said.after(names.form);
 

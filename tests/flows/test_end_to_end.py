@@ -401,7 +401,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert set(metrics["dataset"]) == {"unseen"}, "nobody is held out; people whom the crawl does not know are compared"
 
 
-def test_a_given_model_purifies_without_training(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_given_model_purifies_without_training(
+    finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The model is the one that the fixture trained, as an ONNX file."""
     crawl, first, _ = finished
     trained = load_embedder(first, torch.device("cpu")).module
@@ -417,6 +419,9 @@ def test_a_given_model_purifies_without_training(finished: tuple[Path, Path, dic
     metrics = pq.read_table(run / "evaluation" / "metrics.parquet").to_pandas()
     assert set(metrics["backbone"]) == {"embedder"} and set(metrics["dataset"]) >= {"held-out"}
     assert "ONNX file, and has no gradients to follow" in (run / "audit" / "index.html").read_text()
+    with pytest.raises(SystemExit):
+        cli.main(["imagine", str(run), str(tmp_path / "faces"), "--identity", rows["identity"].iloc[0]])
+    assert "has no gradients to follow" in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "faces").exists()
     given.unlink()
     facts = {stage["stage"]: stage["counts"] for stage in record["stages"]}
     assert facts["embedder"]["sha256"] == hashlib.sha256((run / "embedder" / "model.onnx").read_bytes()).hexdigest()

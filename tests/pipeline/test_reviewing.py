@@ -70,6 +70,18 @@ def test_judges_that_differ_most_come_first(run: Path) -> None:
     )
 
 
+def test_another_identity_is_offered_only_where_the_rule_would_take_the_sample_for_it(run: Path) -> None:
+    judge = RunLayout(run).round(2).noise / "judge.json"
+    told = json.loads(judge.read_text("utf-8"))
+
+    def offered(near: float) -> dict[str, str | None]:
+        judge.write_text(json.dumps(told | {"relabel_angle_deg": near}), "utf-8")
+        return {case.sample_id: case.other_identity for case in find_cases(run, set()) if case.kind != "merge"}
+
+    assert (offered(59.9)[key(17)], offered(60.0)[key(17)]) == (None, OVERRIDE), "at 60 degrees from it"
+    assert offered(0.0)[key(9)] == BOB, "what the rule proposes is always offered"
+
+
 def test_what_is_said_of_a_sample_far_from_the_cut_is_true_of_it(run: Path) -> None:
     judge = RunLayout(run).round(2).noise / "judge.json"
     told = json.loads(judge.read_text("utf-8")) | {"rule": "calibrated", "max_angle_deg": None, "max_noise_probability": 0.4}

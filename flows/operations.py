@@ -88,7 +88,7 @@ def history(
         for entry in entries:
             sys.stdout.write(json_text(entry) + "\n")
         return
-    table = Table("finished (UTC)", "run", "run id", "items", "gone", "samples", "kept", "exported", "noise rate", "between", "drift")
+    table = Table("finished (UTC)", "run", "run id", "items", "gone", "samples", "exported", "share", "noise rate", "between", "drift")
     for entry in entries:
         table.add_row(
             entry["finished_at"][:19].replace("T", " "),
@@ -97,8 +97,8 @@ def history(
             f"{entry['items']:,}",
             f"{entry['gone']:,}" if "gone" in entry else "",
             f"{entry['samples']:,}",
-            f"{entry['kept_share']:.1%}",
             f"{entry['exported']:,}" if "exported" in entry else "",
+            f"{entry['kept_share']:.1%}",
             f"{entry['noise_rate']:.3f}",
             f"{entry['noise_rate_low']:.3f} and {entry['noise_rate_high']:.3f}",
             "" if entry["drift"] is None else f"{entry['drift']:.3f}",

@@ -190,8 +190,15 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
             rows |= {"left out as protected": counts["manifest"]["protected"]}
     if "gone" in counts["manifest"]:
         rows |= {"left out as no longer in the crawl": counts["manifest"]["gone"]}
-    rows |= {"estimated noise rate": last["noise_rate"]} | counts["evaluate"]
+    rows |= {"estimated noise rate": last["noise_rate"]} | {_in_words(name): value for name, value in counts["evaluate"].items()}
     return [{"what": name, "value": value} for name, value in rows.items()]
+
+
+def _in_words(measure: str) -> str:
+    """A measure of the evaluation, with what its labels are where they are the crawl's own."""
+    if "held-out-kept" in measure:
+        return f"{measure} (of what was kept)"
+    return f"{measure} (as crawled, with its noise)" if "held-out" in measure else measure
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def _not_shown(run: RunLayout, record: dict[str, Any]) -> list[str]:
     from pipeline.export import is_current  # Arrow and DuckDB, for which nobody waits who looks at a run that goes on
 
     try:
-        shows_all = is_current(run, validate(record["config"]))
+        shows_all = is_current(run, validate(record.get("config", {})))
     except PurifyError as error:  # a folder that somebody removed, settings of another version
         return [str(error)]
     if not shows_all:

@@ -49,8 +49,8 @@ def test_names_and_hands_of_decisions(run: Path, capsys: pytest.CaptureFixture[s
             cli.main(list(argv))
         assert stop.value.code == 1 and message in " ".join(capsys.readouterr().err.split())
     assert "1 decision recorded" in said(capsys, *to_nobody, "--sample", sample, "--new-identity")
-    assert "1 decisions undone" in said(capsys, "undo", str(run), "--sample", sample, "--by", "me")
-    assert "1 decisions undone" in said(capsys, "undo", str(run), "--sample", sample, "--by", "me", "--of", "Ann")
+    assert "1 decision undone" in said(capsys, "undo", str(run), "--sample", sample, "--by", "me")
+    assert "1 decision undone" in said(capsys, "undo", str(run), "--sample", sample, "--by", "me", "--of", "Ann")
     assert said(capsys, "decisions", str(run)).count("\n") == 1, "nothing stands"
 
 

@@ -141,7 +141,8 @@ def equal_error_rate(scores_N: Tensor, genuine_N: Tensor) -> float:
     Over all thresholds, one per distinct score and one above; of equally near ones the highest. Raises ValueError: as `roc_points`.
     """
     far_M, tar_M = roc_points(scores_N, genuine_N)
-    at = int((far_M - (1 - tar_M)).abs().argmin())
+    gap_M = (far_M - (1 - tar_M)).abs()
+    at = int((gap_M <= gap_M.min() + 1e-12).nonzero()[0])
     return float(far_M[at] + 1 - tar_M[at]) / 2
 
 

@@ -66,7 +66,7 @@ def span(browser: Browser, first: str, last: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    run = Path(sys.argv[1])
+    run = Path(sys.argv[1]).resolve()
     pages = RunLayout(run).audit
     with tempfile.TemporaryDirectory() as folder, browser_in(Path(folder)) as browser:
         browser.scheme("light")

@@ -45,7 +45,7 @@ def edits(run: RunLayout, forgotten: Forgotten, touched: frozenset[str]) -> Iter
 
     `touched`: keyed hashes of the identities that lost a sample without being forgotten themselves.
     """
-    rounds = [RoundLayout(path, int(path.name)) for path in sorted((run.root / "rounds").glob("*")) if path.name.isdecimal()]
+    rounds = run.rounds
     for stem in shards.shard_stems(run.raw):
         yield from _raw_shard(run.raw / f"{stem}.parquet", forgotten)
     for stem in shards.shard_stems(run.clean, "clean"):

@@ -19,7 +19,6 @@ from pipeline.duck import every, fetch, literal
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
 from pipeline.pages.people import Crops
-from pipeline.report import round_numbers
 from pipeline.run_folder import require_whole
 from pipeline.shards import decode_crop
 
@@ -61,7 +60,7 @@ def draw_figures(run: Path, out: Path, *, identity: str | None = None, truth: Pa
     except ImportError as error:
         raise BadInput("Figures need matplotlib: pip install 'arcface-purify[figures]'.") from error
     require_whole(RunLayout(run))
-    numbers = round_numbers(run)
+    numbers = RunLayout(run).round_numbers
     if not numbers or not any(RunLayout(run).manifest.glob("part-*.parquet")):
         raise BadInput(f"{run} is no finished run: it has no round that judged. Run `purify run CRAWL {run}` first.")
     with duckdb.connect() as db:

@@ -52,6 +52,15 @@ class RunLayout:
         """model.onnx (or .safetensors, .pt, .pth) and model.json, when a model was given in place of training."""
         return self.root / "embedder"
 
+    @property
+    def rounds(self) -> list[RoundLayout]:
+        """The rounds that were begun, in order."""
+        return [self.round(number) for number in self.round_numbers]
+
+    @property
+    def round_numbers(self) -> list[int]:
+        return sorted(int(path.name) for path in (self.root / "rounds").glob("*") if path.name.isdecimal())
+
     def round(self, number: int) -> RoundLayout:
         return RoundLayout(self.root / "rounds" / str(number), number)
 

@@ -186,7 +186,7 @@ def unlike(differences: pa.Table) -> str | None:
 def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | None]]]]:
     """(view, schema, its files, each with its round)."""
     layout = RunLayout(run)
-    rounds = [layout.round(number) for number in round_numbers(run)]
+    rounds = layout.rounds
     yield "manifest", tables.MANIFEST, [(path, None) for path in sorted(layout.manifest.glob("*.parquet"))]
     yield "identities", tables.IDENTITIES, [(path, None) for path in (layout.identities,) if path.exists()]
     yield "noise", tables.NOISE, [(path, one.number) for one in rounds for path in sorted(one.noise.glob("raw-*.parquet"))]
@@ -197,11 +197,6 @@ def _tables(run: Path) -> Iterator[tuple[str, pa.Schema, list[tuple[Path, int | 
     yield "training", tables.METRICS_OF_TRAINING, [(path, one.number) for one in rounds if (path := one.train / "metrics.parquet").exists()]
     for name, schema in (("metrics", tables.METRICS), ("differences", tables.DIFFERENCES), ("roc", tables.ROC), ("scores", tables.SCORES)):
         yield name, schema, [(path, None) for path in (layout.evaluation / f"{name}.parquet",) if path.exists()]
-
-
-def round_numbers(run: Path) -> list[int]:
-    """Numbers of the rounds that the run has begun, in order."""
-    return sorted(int(path.name) for path in (run / "rounds").glob("*") if path.name.isdecimal())
 
 
 def _name(run: Path, path: Path) -> str:

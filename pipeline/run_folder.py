@@ -114,8 +114,7 @@ def remove_what_is_not_of(run: RunLayout, config: Config) -> None:
 
 def not_of(run: RunLayout, config: Config) -> list[Path]:
     """The rounds that these settings do not have, and a model that they do not give."""
-    rounds = (run.root / "rounds").glob("*")
-    beyond = sorted(folder for folder in rounds if folder.name.isdecimal() and int(folder.name) > config.rounds)
+    beyond = [one.root for one in run.rounds if one.number > config.rounds]
     return beyond + ([run.embedder] if config.embedder.model is None and run.embedder.exists() else [])
 
 

@@ -11,7 +11,6 @@ from arcface_core.protocols.verification import auroc
 from pipeline.duck import every, fetch, literal
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
-from pipeline.report import round_numbers
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def score(run: Path, truth: Path) -> Score:
             raise BadInput(
                 f"{truth} knows {total} of the {samples} samples of {run}. Give the truth table that was written with this crawl."
             )
-        areas = {number: _auroc(db, layout.round(number).noise, truth, joined) for number in round_numbers(run)}
+        areas = {number: _auroc(db, layout.round(number).noise, truth, joined) for number in RunLayout(run).round_numbers}
     noise = judged.get((True, True), 0) + judged.get((True, False), 0)
     removed = judged.get((True, False), 0) + judged.get((False, False), 0)
     kept = total - removed

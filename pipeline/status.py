@@ -141,8 +141,7 @@ def read_status(run: Path) -> Status:
 
 
 def _not_learned(run: RunLayout) -> list[str]:
-    numbers = [int(path.name) for path in (run.root / "rounds").glob("*") if path.name.isdecimal()]
-    told = not_learned(run.round(max(numbers)).noise) if numbers else None
+    told = not_learned(run.rounds[-1].noise) if run.rounds else None
     return [told] if told else []
 
 

@@ -15,6 +15,7 @@ from pipeline.config import EmbedderConfig
 from pipeline.embedders import onnx_model, torch_weights
 from pipeline.embedders.base import Embedder
 from pipeline.errors import BadInput
+from pipeline.layout import RunLayout
 
 __all__ = ["LOADERS", "Embedder", "load_embedder", "locate"]
 
@@ -59,8 +60,7 @@ def locate(source: Path, config: EmbedderConfig) -> tuple[Path, EmbedderConfig]:
 
 def _training(folder: Path) -> Path:
     """The training in a folder: itself, that of a round, or that of the last finished round of a run."""
-    rounds = sorted((int(path.name), path) for path in folder.glob("rounds/*") if path.name.isdecimal())
-    for place in (folder, folder / "train", *(path / "train" for _, path in reversed(rounds))):
+    for place in (folder, folder / "train", *(one.train for one in reversed(RunLayout(folder).rounds))):
         if (place / "model.json").is_file():
             return place
     raise BadInput(f"{folder} holds no training. {_ADVICE}")

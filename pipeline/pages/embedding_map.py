@@ -20,7 +20,6 @@ from pipeline.layout import RunLayout
 from pipeline.pages.people import Crops, ranked
 from pipeline.pages.text import page
 from pipeline.receipts import atomic
-from pipeline.report import round_numbers
 from pipeline.run_folder import require_whole
 from pipeline.shards import decode_crop
 
@@ -49,7 +48,7 @@ def draw_map(run: Path, out: Path, *, identities: Sequence[str] = (), most: int 
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise BadInput("A map needs scikit-learn: pip install 'arcface-purify[figures]'.") from error
-    numbers = round_numbers(run)
+    numbers = RunLayout(run).round_numbers
     layout = RunLayout(run)
     require_whole(layout)
     if not numbers or not any(layout.round(numbers[-1]).embeddings.glob("raw-*.parquet")) or not any(layout.manifest.glob("*.parquet")):

@@ -21,7 +21,7 @@ from pipeline.pages.flow import Route, flow_svg
 from pipeline.pages.histogram import Series, histogram_svg
 from pipeline.pages.lines import Curve, curves_svg
 from pipeline.pages.text import SPOKEN
-from pipeline.report import report, round_numbers
+from pipeline.report import report
 from pipeline.shards import shard_stems
 
 BIN_DEG = 3
@@ -33,7 +33,7 @@ _POINTS = 240
 
 def overview(db: duckdb.DuckDBPyConnection, run: Path) -> dict[str, Any]:
     """What the template of the overview is given of a run; `db` is `report.open_run` of it."""
-    numbers = [number for number in round_numbers(run) if _has(db, "noise")]
+    numbers = [number for number in RunLayout(run).round_numbers if _has(db, "noise")]
     judges = {number: _judge(RunLayout(run).round(number).noise / "judge.json") for number in numbers}
     return {
         "flow": _flow(db),

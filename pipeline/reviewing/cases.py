@@ -18,7 +18,6 @@ import pyarrow as pa
 from pipeline.duck import every, fetch
 from pipeline.errors import BadInput
 from pipeline.layout import RunLayout
-from pipeline.report import round_numbers
 
 MOST = 2_000
 """Cases of a kind at a time; when they are answered, the next are looked for."""
@@ -43,7 +42,7 @@ def find_cases(run: Path, decided: Set[str], *, most: int = MOST) -> list[Case]:
     layout = RunLayout(run)
     if not any(layout.manifest.glob("part-*.parquet")):
         raise BadInput(f"{run} has no manifest yet, so there is nothing to review. Run `purify run CRAWL {run}` first.")
-    numbers = round_numbers(run)
+    numbers = RunLayout(run).round_numbers
     judge = _judge(layout, numbers)
     given = {"manifest": every(layout.manifest, "part-*.parquet"), "most": most}
     near = {"near": float(judge.get("relabel_angle_deg") or 0.0)}

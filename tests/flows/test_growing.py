@@ -27,8 +27,8 @@ from pipeline.plan import plan
 from pipeline.receipts import mark_of
 from pipeline.run_folder import claimed, write_record
 from pipeline.train import is_held_out
-from tests.flows.test_end_to_end import config as settings
-from tests.flows.test_end_to_end import stages
+from tests.flows.small_run import config as settings
+from tests.flows.small_run import stages
 from tests.pipeline.embedder_models import write
 
 recipe = importlib.import_module("flows.purify")

@@ -15,7 +15,7 @@ from prefect.client.schemas.schedules import CronSchedule
 
 from flows import cli
 from flows.purify import purify
-from tests.flows.test_end_to_end import OPTIONS, config
+from tests.flows.small_run import OPTIONS, config
 
 pytestmark = pytest.mark.usefixtures("server")
 SETTINGS = [word for option in (*OPTIONS, "rounds=1", "train.epochs=3") for word in ("--set", option)]

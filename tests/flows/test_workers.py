@@ -10,7 +10,7 @@ import pytest
 from flows.purify import purify
 from flows.workers import RunnerName, fanned
 from pipeline.errors import BadConfig
-from tests.flows.test_end_to_end import config
+from tests.flows.small_run import config
 
 
 @pytest.fixture(scope="module")

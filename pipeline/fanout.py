@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
 from pipeline.errors import WorkerLost
@@ -72,7 +73,7 @@ def prepare(modules: Sequence[str], *, workers: int) -> None:
 def fan_out(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progress: Progress | None = None) -> list[R]:
     """`[part(p) for p in parts]` over processes, or over what `mapped_by` was given. `part` is a top-level function: it is sent by name.
 
-    Raises WorkerLost when processes die even one at a time.
+    Raises WorkerLost when processes die even one at a time, or none can start.
     """
     return list(each_of(part, parts, workers=workers, progress=progress))
 
@@ -106,11 +107,13 @@ class _Processes:
     count: int
     stack: contextlib.ExitStack
     pool: ProcessPoolExecutor | None = None
+    started: Event = field(default_factory=lambda: multiprocessing.get_context("forkserver").Event())
+    """Set by the first worker that comes as far as to wait for parts."""
 
     def map(self, part: Callable[[P], R], parts: Sequence[P]) -> Iterator[R]:
         if self.pool is None:
             prepare([name for name in [getattr(part, "__module__", "__main__")] if name != "__main__"], workers=self.count)
-            self.pool = self.stack.enter_context(_pool(self.count))
+            self.pool = self.stack.enter_context(_pool(self.count, self.started))
         return self.pool.map(part, parts)
 
     def halve(self) -> None:
@@ -132,6 +135,11 @@ def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> I
                     done += 1
                     yield result
             except BrokenProcessPool as error:
+                if not processes.started.is_set():
+                    raise WorkerLost(
+                        "No worker process could start. If a script of yours called this, put the call under `if __name__ == \"__main__\":`, since each "
+                        "worker reads the script too; or let one process do it (workers=1). Otherwise what is printed above tells why."
+                    ) from error
                 if processes.count == 1:
                     raise WorkerLost(
                         "A worker process was killed, also when it worked alone. Most often the memory was full (see `dmesg`): give the machine more, "
@@ -142,12 +150,12 @@ def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> I
 
 
 @contextlib.contextmanager
-def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(count: int, started: Event) -> Iterator[ProcessPoolExecutor]:
     # Not fork: torch and Arrow hold threads and locks in this process.
     context = multiprocessing.get_context("forkserver")
     watched, held = context.Pipe(duplex=False)
     environment = {"OMP_NUM_THREADS": _threads(count)} | os.environ
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(environment, watched)) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(environment, watched, started)) as pool:
         try:
             yield pool
         except BaseException:  # also a signal: what is half done is discarded, not waited for
@@ -162,7 +170,7 @@ def _threads(count: int) -> str:
     return str(max(1, worker_count(0) // count))
 
 
-def _start(environment: dict[str, str], watched: Connection) -> None:
+def _start(environment: dict[str, str], watched: Connection, started: Event) -> None:
     """The caller's environment, credentials of stores among it: that of the fork server is as old as its first use. And an end with the caller.
 
     OMP_NUM_THREADS, a worker's share of the cores, is read when torch is loaded; where the fork server has done that already, torch is told.
@@ -172,6 +180,7 @@ def _start(environment: dict[str, str], watched: Connection) -> None:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+    started.set()
 
 
 def _end_with(caller: Connection) -> None:

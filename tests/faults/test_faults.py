@@ -43,6 +43,14 @@ def test_parts_of_dead_workers_are_done_again_and_a_part_that_always_kills_is_to
         fan_out(die, [1, 2], workers=2)
 
 
+def test_a_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from pipeline.fanout import fan_out\nfan_out(print, [1, 2], workers=2)\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert 'put the call under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+
+
 def test_half_files_of_killed_writers_are_swept_and_a_sealed_folder_is_not_made_again(tmp_path: Path) -> None:
     def stopped(folder: Path) -> Counts:
         (folder / ".part.1234.tmp").write_text("half")

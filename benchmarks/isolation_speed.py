@@ -162,7 +162,7 @@ def stage(root: Path, workers: int) -> None:
         while not over.wait(0.05):
             peaks[:] = map(max, zip(peaks, memory(os.getpid()), strict=True))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     started = time.perf_counter()
     config = load(overrides=["evaluate.holdout=0.02", f"workers={workers}"])
@@ -185,7 +185,7 @@ def whole_stage(sizes: list[int], dim: int, workers: list[int]) -> None:
             first = 0.0
             for count in workers:
                 done = subprocess.run(
-                    [sys.executable, __file__, "--one-stage", name, str(count)], check=True, capture_output=True, text=True
+                    [sys.executable, __file__, "--one-stage", name, str(count)], check=True, stdout=subprocess.PIPE, text=True
                 )
                 shutil.rmtree(Path(name) / "noise")
                 seconds, kept, own, mapped = done.stdout.split()

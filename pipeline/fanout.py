@@ -58,7 +58,7 @@ def prepare(modules: Sequence[str], *, workers: int) -> None:
         return
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
     before = os.environ.get("OMP_NUM_THREADS")  # libraries read it when they are loaded
-    os.environ.setdefault("OMP_NUM_THREADS", _threads(worker_count(workers)))
+    os.environ["OMP_NUM_THREADS"] = before or _threads(worker_count(workers))
     resource_tracker.ensure_running()  # by which a thread ends with nothing blocked
     # Ctrl-C goes to all processes of a terminal. The caller stops, and these with it: what a thread has blocked its child has, and theirs.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -68,6 +68,8 @@ def prepare(modules: Sequence[str], *, workers: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def fan_out(part: Callable[[P], R], parts: Sequence[P], *, workers: int, progress: Progress | None = None) -> list[R]:
@@ -154,7 +156,7 @@ def _pool(count: int, started: Event) -> Iterator[ProcessPoolExecutor]:
     # Not fork: torch and Arrow hold threads and locks in this process.
     context = multiprocessing.get_context("forkserver")
     watched, held = context.Pipe(duplex=False)
-    environment = {"OMP_NUM_THREADS": _threads(count)} | os.environ
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(count)}
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(environment, watched, started)) as pool:
         try:
             yield pool
@@ -178,7 +180,8 @@ def _start(environment: dict[str, str], watched: Connection, started: Event) -> 
     os.environ.clear()
     os.environ.update(environment)
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        asked = environment["OMP_NUM_THREADS"].split(",")[0]  # further numbers are for threads within threads
+        torch.set_num_threads(int(asked) if asked.isdecimal() and int(asked) else 1)
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
     started.set()
 

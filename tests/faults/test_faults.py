@@ -43,6 +43,15 @@ def test_parts_of_dead_workers_are_done_again_and_a_part_that_always_kills_is_to
         fan_out(die, [1, 2], workers=2)
 
 
+@pytest.mark.parametrize("threads", ["", "2,1", "many"])
+def test_workers_start_whatever_omp_num_threads_says(threads: str) -> None:
+    command = "from pipeline.fanout import fan_out\nprint(fan_out(abs, [-1, 2], workers=2))"
+    done = subprocess.run(
+        [sys.executable, "-c", command], env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "[1, 2]\n", done.stderr
+
+
 def test_a_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("from pipeline.fanout import fan_out\nfan_out(print, [1, 2], workers=2)\n")

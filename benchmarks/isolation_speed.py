@@ -34,6 +34,7 @@ from arcface_core.noise.centers import angle_of, dominant, nearest_of, subcenter
 from pipeline import tables
 from pipeline.answers import FOLDER, keep_answers
 from pipeline.config import load
+from pipeline.fanout import fan_out, prepare
 from pipeline.isolate import isolate
 from pipeline.models import save_tensors
 from pipeline.receipts import run_stage
@@ -156,16 +157,18 @@ def memory(pid: int | str) -> tuple[int, int]:
 
 def stage(root: Path, workers: int) -> None:
     """Run in a process of its own: prints seconds, kept share, and peaks of memory."""
+    config = load(overrides=["evaluate.holdout=0.02", f"workers={workers}"])
     peaks, over = [0, 0], threading.Event()
+    prepare(["pipeline.isolate"], workers=workers)
+    fan_out(len, ["", ""], workers=workers)  # in a run the stages before have started what workers are forked from
 
     def watch() -> None:
-        while not over.wait(0.05):
+        while not over.wait(0.2):
             peaks[:] = map(max, zip(peaks, memory(os.getpid()), strict=True))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     started = time.perf_counter()
-    config = load(overrides=["evaluate.holdout=0.02", f"workers={workers}"])
     receipt = isolate(root / "raw", root / "train", root / "embeddings", root / "noise", config)
     seconds = time.perf_counter() - started
     over.set()

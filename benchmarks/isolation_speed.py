@@ -67,15 +67,17 @@ def paper_rule(samples: int, dim: int, repeats: int) -> None:
     cores = os.cpu_count() or 1
     parts = torch.arange(samples).split(-(-identities // cores) * PER_IDENTITY)  # identities stay whole, as in the buckets of the stage
 
-    def angles(part: torch.Tensor) -> torch.Tensor:
+    def judged(part: torch.Tensor) -> torch.Tensor:
         rows = slice(int(part[0]), int(part[-1]) + 1)
-        return subcenter_angles(vectors[rows], class_N[rows], centers)
+        first, last = int(class_N[rows.start]), int(class_N[rows.stop - 1])
+        its_class_N = class_N[rows] - first
+        angle_NK = subcenter_angles(vectors[rows], its_class_N, centers[first : last + 1])
+        chosen = dominant(vote(nearest_of(angle_NK)[0], its_class_N, last + 1 - first, 3))
+        return angle_of(angle_NK, chosen[its_class_N])
 
     def ours() -> torch.Tensor:
         with one_thread(), ThreadPoolExecutor(cores) as pool:
-            angle_NK = torch.cat(list(pool.map(angles, parts)))
-        chosen = dominant(vote(nearest_of(angle_NK)[0], class_N, identities, 3))
-        return angle_of(angle_NK, chosen[class_N])
+            return torch.cat(list(pool.map(judged, parts)))
 
     numpy_vectors, numpy_class, numpy_centers = vectors.numpy(), class_N.numpy(), centers.numpy()
 

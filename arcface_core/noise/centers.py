@@ -58,7 +58,8 @@ def _rows(embeddings_ND: Tensor, rows_Gn: Tensor) -> Tensor:
 
 def groups_of_one_size(class_index_N: Tensor, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(identities [G], rows [G, n]) over all identities that occur, those of one size together, at most 8 MiB of embeddings at a time."""
-    order_N = class_index_N.argsort(stable=True)
+    is_sorted = bool((class_index_N.diff() >= 0).all())  # as in a crawl of a folder per person
+    order_N = torch.arange(len(class_index_N), device=class_index_N.device) if is_sorted else class_index_N.argsort(stable=True)
     sizes_C = torch.bincount(class_index_N)
     first_C = sizes_C.cumsum(0) - sizes_C
     for size in sorted(set(sizes_C.tolist()) - {0}):
@@ -102,14 +103,14 @@ def vote(nearest_N: Tensor, class_index_N: Tensor, num_classes: int, num_subcent
     """How many samples of each identity are nearest to each of its sub-centers, int64 [C, K]. Additive over parts; `nearest` -1 is no vote."""
     if len(nearest_N) != len(class_index_N):
         raise ValueError(f"one vote per sample, got {len(nearest_N)} nearest sub-centers and {len(class_index_N)} class indices")
-    voted_N = nearest_N >= 0
-    index_N, nearest_N = class_index_N[voted_N].long(), nearest_N[voted_N].long()
-    if len(index_N) and (index_N.min() < 0 or index_N.max() >= num_classes or nearest_N.max() >= num_subcenters):
+    nowhere = num_classes * num_subcenters
+    inside_N = (class_index_N >= 0) & (class_index_N < num_classes) & (nearest_N < num_subcenters)
+    if not bool((inside_N | (nearest_N < 0)).all()):
         raise ValueError(
             f"a vote lies outside the {num_classes} x {num_subcenters} sub-centers: were these samples judged by another head?"
         )
-    counts = torch.bincount(index_N * num_subcenters + nearest_N, minlength=num_classes * num_subcenters)
-    return counts.view(num_classes, num_subcenters)
+    place_N = (class_index_N.long() * num_subcenters + nearest_N).masked_fill(nearest_N < 0, nowhere)
+    return torch.bincount(place_N, minlength=nowhere + 1)[:nowhere].view(num_classes, num_subcenters)
 
 
 def dominant(counts_CK: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> I
             except BrokenProcessPool as error:
                 if not processes.started.is_set():
                     raise WorkerLost(
-                        "No worker process could start. If a script of yours called this, put the call under `if __name__ == \"__main__\":`, since each "
+                        'No worker process could start. If a script of yours called this, put the call under `if __name__ == "__main__":`, since each '
                         "worker reads the script too; or let one process do it (workers=1). Otherwise what is printed above tells why."
                     ) from error
                 if processes.count == 1:

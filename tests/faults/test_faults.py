@@ -47,7 +47,12 @@ def test_parts_of_dead_workers_are_done_again_and_a_part_that_always_kills_is_to
 def test_workers_start_whatever_omp_num_threads_says(threads: str) -> None:
     command = "from pipeline.fanout import fan_out\nprint(fan_out(abs, [-1, 2], workers=2))"
     done = subprocess.run(
-        [sys.executable, "-c", command], env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", command],
+        env=os.environ | {"OMP_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.stdout == "[1, 2]\n", done.stderr
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,8 +79,17 @@ def export(
     layout = RunLayout(run)
     record = read_finished(layout)
     if to is None:
-        if out is not None or dry_run:
-            raise BadConfig("Say which form to write: --to webdataset, imagefolder, recordio, parquet or hf.")
+        _refuse_without_a_form(
+            {
+                "--out": out is not None,
+                "--samples-per-shard": samples_per_shard is not None,
+                "--bytes-per-shard": bytes_per_shard is not None,
+                "--val": val != 0.0,
+                "--min-images": min_images != 1,
+                "--workers": workers != 0,
+                "--dry-run": dry_run,
+            }
+        )
         warnings = _again(run)
         _out.print(f"Clean shards: {layout.clean}    Manifest: {layout.manifest}", highlight=False, soft_wrap=True)
         return 3 if warnings else 0
@@ -121,6 +130,14 @@ def export(
     said = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
     _out.print(f"{out}: {said} · {counts}\nCheck it: purify verify {out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _refuse_without_a_form(is_given: Mapping[str, bool]) -> None:
+    """Raise BadConfig for options that belong to an export in another form, where none is named: they would change nothing."""
+    if given := [name for name, yes in is_given.items() if yes]:
+        raise BadConfig(
+            f"Say which form to write: --to webdataset, imagefolder, recordio, parquet or hf. Without it {', '.join(given)} would change nothing."
+        )
 
 
 @contextlib.contextmanager

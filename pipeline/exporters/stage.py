@@ -67,10 +67,21 @@ def export_to(
             shutil.rmtree(folder / rest, ignore_errors=True)
         return _counts(json.loads((folder / DATASET).read_text("utf-8")))
 
-    receipt = run_stage(out, stage=stage, mark=mark, work=write)
+    try:
+        receipt = run_stage(out, stage=stage, mark=mark, work=write)
+    except BadInput:
+        _remove_unplanned(receipts.partials(out))
+        raise
     if receipt.reused:
         _require_files(out)
     return receipt
+
+
+def _remove_unplanned(begun: list[Path]) -> None:
+    """Remove what was begun and could not even be planned: there is nothing in it to go on from."""
+    for folder in begun:
+        if not (folder / ".plan" / "plan.json").exists() and not (folder / DATASET).exists():
+            shutil.rmtree(folder)
 
 
 def _require_files(out: Path) -> None:
@@ -97,7 +108,11 @@ def _into_store(
         raise BadInput(f"{url} is not empty, and what is in it was not begun from here. Give an empty prefix.")
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    told = _fill(folder, clean, wanted, mark, workers, url, progress)
+    try:
+        told = _fill(folder, clean, wanted, mark, workers, url, progress)
+    except BadInput:
+        _remove_unplanned([folder])
+        raise
     write_json(folder / DATASET, told)
     upload(folder / DATASET, join(url, DATASET))
     shutil.rmtree(folder)

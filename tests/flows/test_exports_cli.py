@@ -92,6 +92,12 @@ def test_an_export_that_stops_says_where_it_stands_and_how_it_goes_on(
     assert f"{first} is gone since this export was finished. Remove {out}" in said(capsys, *words, code=1)
 
 
+def test_an_export_of_nothing_leaves_nothing(run: RunLayout, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("export", str(run.root), "--to", "webdataset", "--out", str(tmp_path / "out"), "--workers", "1")
+    told = said(capsys, *words, "--min-images", "1000", code=1)
+    assert "--min-images is 1000" in told and "goes on from there" not in told and not list(tmp_path.iterdir())
+
+
 def test_a_run_with_an_unfinished_export_in_it_is_as_it_was(run: RunLayout, capsys: pytest.CaptureFixture[str]) -> None:
     partial = run.root / ".mine.partial-0123456789abcdef" / "data"
     partial.mkdir(parents=True)
@@ -107,7 +113,15 @@ def test_what_is_missing_or_stale_is_said(tmp_path: Path, run: RunLayout, capsys
     at = str(run.root)
     assert "no finished run" in said(capsys, "export", str(tmp_path), "--to", "hf", "--out", str(tmp_path / "x"), code=1)
     assert "Say where to" in said(capsys, "export", at, "--to", "hf", code=2)
-    assert "Say which form" in said(capsys, "export", at, "--out", str(tmp_path / "x"), code=2)
+    for given in (
+        ("--out", str(tmp_path / "x")),
+        ("--min-images", "9"),
+        ("--samples-per-shard", "9"),
+        ("--bytes-per-shard", "1GB"),
+        ("--val", "0.1"),
+    ):
+        told = said(capsys, "export", at, *given, code=2)
+        assert "Say which form" in told and f"{given[0]} would change nothing" in told
     words = ("export", at, "--to", "hf", "--out", str(tmp_path / "x"), "--samples-per-shard", "3", "--bytes-per-shard", "3MB")
     assert "not both" in said(capsys, *words, code=2)
     assert "no number of bytes" in said(capsys, "export", at, "--to", "hf", "--dry-run", "--bytes-per-shard", "much", code=2)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Path as PathKind
 
-from pipeline.errors import BadConfig, BadInput
+from pipeline.errors import BadConfig
 from pipeline.outside import require_outside
 
 
@@ -19,7 +19,7 @@ def _in_a_folder(_: Any, path: Path | None) -> None:
 def _in_no_run(_: Any, path: Path | None) -> None:
     try:
         require_outside(path)
-    except BadInput as error:
+    except BadConfig as error:
         raise ValueError(str(error)) from error
 
 

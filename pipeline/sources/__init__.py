@@ -3,10 +3,13 @@
 SOURCES is in order of trial: the first whose `recognises` says yes reads the crawl, unless the setting `ingest.source` names one.
 """
 
+from pathlib import Path
+
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.looks import look as look_at
+from pipeline.outside import is_run
 from pipeline.sources import exported, file_plan, folder, huggingface, img2dataset, recordio, table, tar_pictures, webdataset
 from pipeline.sources.base import Item, Listing, Source
 
@@ -50,12 +53,15 @@ SOURCES: dict[str, Source] = {
 
 
 def recognise(crawl: str, config: IngestConfig) -> str:
-    """Name of the source that reads this crawl. Raises BadCrawl when nothing is there, or nothing that is known."""
+    """Name of the source that reads this crawl. Raises BadCrawl when nothing is there, or nothing that is known; for a run, and a folder of exports."""
     look = look_at(crawl, config)
+    if look.kind == "folder" and not places.is_remote(crawl) and is_run(Path(crawl)):
+        raise BadCrawl(f"{places.recorded(crawl)} is a run of purify, not a crawl. Give its clean/, or what `purify export` wrote of it.")
     if config.source != "auto":
         if config.source != "export":
             exported.refuse_other(look, config.source)
         return config.source
+    exported.refuse_folder_of_exports(look)
     for name, source in SOURCES.items():
         if source.recognises(look):
             return name

@@ -26,6 +26,8 @@ _DATASET, _IDENTITIES = "dataset.json", "identities.json"
 _NAMES = pa.schema([("split", pa.string()), ("class_index", pa.int64()), ("identity", pa.string()), ("samples", pa.int64())])
 _BATCH = 50_000
 _LONGEST_LINE = 1 << 16
+_LOOKED_INTO = 4
+"""Folders of a crawl that are looked into for an export; a crawl in a store may have millions, and each look is a request."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ def refuse_other(look: Look, source: str) -> None:
     if look.kind == "folder" and _DATASET in look.top and (told := _told(look.crawl, look.config)) and source != _FORMS[told.form].also:
         raise BadCrawl(
             f"{places.recorded(look.crawl)} is an export of purify ({told.form}), which the source {source} would misread. Leave --source out."
+        )
+
+
+def refuse_folder_of_exports(look: Look) -> None:
+    """Raise BadCrawl for a folder whose first folders are exports, each a crawl of its own: they would be read as people, or as one table of all."""
+    found = [name for name in look.folders[:_LOOKED_INTO] if look.kind == "folder" and _told(places.join(look.crawl, name), look.config)]
+    if found and _DATASET not in look.top:
+        raise BadCrawl(
+            f"{places.recorded(look.crawl)} holds exports of purify ({', '.join(found)}), each of which is a crawl. Give one of them."
         )
 
 

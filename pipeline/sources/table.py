@@ -325,8 +325,9 @@ def columns_of(names: list[str], place: str, config: IngestConfig, identity: str
     image = config.image_column or next((name for name in _IMAGE if name in names), None)
     for column, setting in ((wanted, "identity_key"), (image, "image_column")):
         if column is None or column not in names:
+            lacks = f"no column {column!r}" if column else f"none of the columns that are known for pictures ({', '.join(_IMAGE)})"
             raise BadCrawl(
-                f"{place} has no column {column!r}; it has {', '.join(map(repr, names[:30]))}. "
+                f"{place} has {lacks}; it has {', '.join(map(repr, names[:30]))}. "
                 f"{_of_delimiter(names) or f'Name it by --set ingest.{setting}=NAME.'}"
             )
     url = next((name for name in _URL if name in names and name != image), None)

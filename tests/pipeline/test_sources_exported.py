@@ -96,6 +96,22 @@ def test_pictures_put_into_an_imagefolder_or_taken_out_are_rows(exports: Path, t
     }
 
 
+def test_a_folder_of_exports_is_no_crawl(exports: Path, tmp_path: Path) -> None:
+    for form in ("hf", "imagefolder"):
+        shutil.copytree(exports / form, tmp_path / form)
+    with pytest.raises(BadCrawl, match=r"holds exports of purify \(hf, imagefolder\).* Give one of them"):
+        recognise(located(tmp_path), CONFIG.ingest)
+
+
+def test_a_run_is_no_crawl_and_its_clean_shards_are(exports: Path, tmp_path: Path) -> None:
+    shutil.copytree(exports / "clean", tmp_path / "clean")
+    (tmp_path / "run.json").write_text('{"crawl": "x", "finished": true}')
+    for source in ("auto", "webdataset"):
+        with pytest.raises(BadCrawl, match=r"is a run of purify, not a crawl\. Give its clean/"):
+            recognise(located(tmp_path), IngestConfig(source=source))
+    assert recognise(located(tmp_path / "clean"), CONFIG.ingest) == "webdataset"
+
+
 def test_another_dataset_json_is_no_export(exports: Path, tmp_path: Path) -> None:
     assert recognise(located(exports / "clean"), CONFIG.ingest) == "webdataset", "clean/ of a run"
     for number, text in enumerate(

@@ -133,6 +133,12 @@ def test_a_source_can_be_forced_and_nothing_is_guessed(tmp_path: Path) -> None:
         recognise(str(tmp_path / "nowhere"), CONFIG)
 
 
+def test_a_table_without_pictures_says_which_columns_are_known(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("identity,photo\nAnn,a.jpg\n")
+    with pytest.raises(BadCrawl, match=r"none of the columns that are known for pictures \(image, bytes, .*image_column=NAME"):
+        items_of(tmp_path / "list.csv", tmp_path / "plan", CONFIG)
+
+
 @pytest.mark.parametrize("writes", [folder])
 def test_a_stray_table_does_not_hide_a_folder_crawl(writes: Callable[[Path, Pictures], Path], tmp_path: Path) -> None:
     crawl = writes(tmp_path / "crawl", people())

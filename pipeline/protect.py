@@ -6,6 +6,7 @@ shards is `protect.exclude`.
 """
 
 import hashlib
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from pipeline.verification_bin import read_bin
 VERSION = 1
 _BATCH = 256
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_GIVE = "Give a .bin file of insightface or a folder of JPEG, PNG or WebP images."
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,26 @@ def protect(
 
 
 def require_set(path: Path) -> None:
-    """Raise BadInput when no set stands there."""
+    """Raise BadInput when no set stands there, by a look at its kind: a folder with a picture, or a file that begins as a pickle does."""
     if not path.is_dir() and not path.is_file():
-        raise BadInput(f"There is no set to protect at {path}. Give a .bin file of insightface or a folder of images.")
+        raise BadInput(f"There is no set to protect at {path}. {_GIVE}")
+    if path.is_dir() and not any(map(_is_picture, path.rglob("*"))):
+        raise BadInput(f"{path} holds no image to protect. {_GIVE}")
+    if path.is_file() and not _begins_as_pickle(path):
+        raise BadInput(f"{path} is no verification file of insightface. {_GIVE}")
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    """Of any protocol: from 2 on with its number, before with a mark or a list."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) in {pickle.PROTO, pickle.MARK, pickle.EMPTY_LIST}
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}. {_GIVE}") from error
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and path.is_file()
 
 
 def _mark(path: Path) -> str:
@@ -93,7 +112,7 @@ def _mark(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    return sorted(filter(_is_picture, folder.rglob("*")))
 
 
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -138,7 +157,7 @@ def _embedded(sets: list[Path], train: Path, config: Config, told: Callable[[int
             if len(waiting) == _BATCH:
                 embed_waiting()
         if len(names) == before:
-            raise BadInput(f"{path} holds no image to protect. Give a .bin file of insightface or a folder of JPEG, PNG or WebP images.")
+            raise BadInput(f"{path} holds no image to protect. {_GIVE}")
     embed_waiting()
     return _Protected(names, digests, torch.cat(parts).cpu())
 

@@ -1,5 +1,6 @@
 """What a run is given is looked at before anything is done."""
 
+import pickle
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from pipeline.errors import PurifyError
 from pipeline.inputs import check_inputs
 from pipeline.layout import RunLayout
 from pipeline.run_folder import read_finished
+from pipeline.verification_bin import write_bin
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,18 @@ def test_what_is_not_there_is_said_at_once(tiny_crawl: tuple[Path, Path], tmp_pa
     with pytest.raises(PurifyError, match=message):
         check_inputs(crawl, run, load(overrides=[setting.format(tmp_path)]))
     assert check_inputs(crawl, run, load()) == "folder"
+
+
+def test_a_set_to_protect_is_looked_at_by_its_kind(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    for name, message in (("notes", "holds no image to protect"), ("x.json", "is no verification file of insightface")):
+        with pytest.raises(PurifyError, match=message):
+            check_inputs(tiny_crawl[0], RunLayout(tmp_path / "run"), load(overrides=[f"protect.sets=['{tmp_path / name}']"]))
+    write_bin(tmp_path / "x.bin", [b"1", b"2"], [True])
+    (tmp_path / "old.bin").write_bytes(pickle.dumps(([b"1", b"2"], [True]), protocol=0))
+    sets = [str(tmp_path / "x.bin"), str(tmp_path / "old.bin"), str(tiny_crawl[0])]
+    assert check_inputs(tiny_crawl[0], RunLayout(tmp_path / "run"), load(overrides=[f"protect.sets={sets}"])) == "folder"
 
 
 @pytest.mark.parametrize("crawl", ["", " "])

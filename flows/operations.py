@@ -76,12 +76,15 @@ def history(
 ) -> None:
     """The trend over finished runs: items, what was kept, the noise rate, how far the angles moved; and the sources that are noisiest now."""
     from pipeline.history import read_history
+    from pipeline.status import record_of
 
+    if missing := [str(run) for run in runs if not run.is_dir()]:
+        raise BadInput(f"There is no run folder at {', '.join(missing)}.")
+    for run in runs:
+        record_of(run)
     entries = sorted(
         ({"run": str(run), **entry} for run in runs for entry in read_history(run)), key=lambda entry: (entry["finished_at"], entry["run"])
     )
-    if missing := [str(run) for run in runs if not run.is_dir()]:
-        raise BadInput(f"There is no run folder at {', '.join(missing)}.")
     if not entries:
         raise BadInput(f"No run has finished in {', '.join(map(str, runs))} yet. `purify status RUN` says how far one is.")
     if format == "json":

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
 from flows.outputs import NewFolder, OutFile, form_of
 from flows.screen import plain, write_data
-from pipeline.errors import BadInput
+from pipeline.errors import BadConfig, BadInput
 from pipeline.outside import require_outside
 from pipeline.visible import counted, escaped_json, visible
 
@@ -138,9 +139,9 @@ def decide(
     from pipeline.decisions import read_file
 
     if (import_ is None) == (not sample):
-        raise BadInput("Give --sample and --verdict, or --import FILE.")
+        raise BadConfig("Give --sample and --verdict, or --import FILE.")
     if import_ is None and verdict is None:
-        raise BadInput("Give --verdict: keep, drop or relabel.")
+        raise BadConfig("Give --verdict: keep, drop or relabel.")
     rows: list[dict[str, Any]] = (
         read_file(import_)
         if import_
@@ -183,7 +184,7 @@ def sample_review(
     run: Path,
     out: NewFolder,
     *,
-    n: Annotated[int, Parameter(help="How many, half of the kept and half of the others.")] = 200,
+    n: Annotated[int, Parameter(validator=Number(gte=2), help="How many, half of the kept and half of the others.")] = 200,
     seed: Annotated[int, Parameter(help="The same seed draws the same samples.")] = 0,
 ) -> None:
     """Draw samples for a person to judge: OUT/review.csv, with an empty column is_right, and OUT/images/.

@@ -6,6 +6,9 @@ from typing import Any
 
 from pipeline.errors import HeadNotLearned
 
+LEAST_CLASSES = 2
+"""Identities that a head needs to tell them apart."""
+
 
 def not_learned(noise: Path) -> str | None:
     """What was seen of a model that tells no identities apart, and what to do; None when it does, or judged all the same, or nobody has looked."""
@@ -26,6 +29,14 @@ def judged_anyway(noise: Path) -> str | None:
         if facts["judged_anyway"] and facts["warning"]
         else None
     )
+
+
+def advice_on_too_few(noise: Path | None) -> str:
+    """What to do where fewer than two identities are left to train on. `noise`: of the round before, by which they were chosen; None in round 1."""
+    warning = _facts(noise)["warning"] if noise else None
+    if warning:
+        return f"The round before judged by a model that told nobody apart, as isolate.judge_anyway says. {warning}"
+    return "Give a larger crawl, or lower evaluate.holdout or train.min_samples."
 
 
 def require_learned(noise: Path) -> None:

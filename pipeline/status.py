@@ -10,8 +10,9 @@ from typing import Any, Literal
 from pipeline.config import validate
 from pipeline.errors import BadInput, PurifyError
 from pipeline.layout import RunLayout
-from pipeline.learned import not_learned
-from pipeline.receipts import Receipt, write_json
+from pipeline.learned import LEAST_CLASSES, advice_on_too_few, judged_anyway, not_learned
+from pipeline.receipts import Receipt, partials, write_json
+from pipeline.visible import counted
 
 NAME = ".status.json"
 RUN = "purify run"
@@ -104,13 +105,19 @@ def half_forgotten(run: RunLayout) -> str | None:
     return f"A `purify forget` in {run.root} was stopped half way, or goes on. To finish it: purify forget {run.root} --yes"
 
 
+def record_of(run: Path) -> dict[str, Any]:
+    """run.json. Raises BadInput when this is no run folder."""
+    path = RunLayout(run).run_json
+    try:
+        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{run} is no run folder: {path} cannot be read. Give the RUN of `purify run CRAWL RUN`.") from error
+    return record
+
+
 def read_status(run: Path) -> Status:
     """The state of a run folder. Raises BadInput when it is none."""
-    layout = RunLayout(run)
-    try:
-        record: dict[str, Any] = json.loads(layout.run_json.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{run} is no run folder: {layout.run_json} cannot be read. Give the RUN of `purify run CRAWL RUN`.") from error
+    layout, record = RunLayout(run), record_of(run)
     at_work = is_held(run)
     if half := half_forgotten(layout):
         return Status("running" if at_work else "stopped", [], half_forgotten=half)
@@ -121,9 +128,11 @@ def read_status(run: Path) -> Status:
             return Status("finished", record["stages"], warnings=record.get("warnings", []), todo=_not_shown(layout, record))
         return Status("running" if at_work else "stopped", [])
     now, written, command = story["now"], story["written"], story.get("command", RUN)
-    silent_s, todo = max(0.0, time.time() - written), [] if at_work else _not_learned(layout)
+    silent_s, todo = max(0.0, time.time() - written), [] if at_work else _stops_again(layout)
+    minds = [] if todo else _judged_anyway(layout)
     if now is None:
-        return Status("running" if at_work else "stopped", story["finished"], silent_s=silent_s, command=command, todo=todo)
+        state: Literal["running", "stopped"] = "running" if at_work else "stopped"
+        return Status(state, story["finished"], silent_s=silent_s, warnings=minds, command=command, todo=todo)
     did, took = now["done"] - now["first"], written - now["counted_from"]
     per_second = did / took if did > 0 and took > 0 else None
     return Status(
@@ -135,13 +144,34 @@ def read_status(run: Path) -> Status:
         per_second,
         (now["total"] - now["done"]) / per_second if per_second and now["total"] else None,
         silent_s,
-        command=command,
+        minds,
+        command,
         todo=todo,
     )
 
 
-def _not_learned(run: RunLayout) -> list[str]:
-    told = not_learned(run.rounds[-1].noise) if run.rounds else None
+def _stops_again(run: RunLayout) -> list[str]:
+    """Why the same command would stop in the last round that was begun where it stopped before; nothing when it would go on."""
+    if not run.rounds:
+        return []
+    last, before = run.rounds[-1], run.rounds[-2].noise if len(run.rounds) > 1 else None
+    if told := not_learned(last.noise):
+        return [told]
+    begun = [path for partial in partials(last.train) for path in partial.glob("classes.parquet")]
+    if not begun:
+        return []
+    import pyarrow.parquet as pq  # for which nobody waits who looks at a run that goes on
+
+    classes = min(pq.read_metadata(path).num_rows for path in begun)
+    if classes >= LEAST_CLASSES:
+        return []
+    return [f"{counted(classes, 'identity', 'identities')} had enough samples to train on. {advice_on_too_few(before)}"]
+
+
+def _judged_anyway(run: RunLayout) -> list[str]:
+    """What was seen of the model of the last round that is judged, where it told nobody apart and judged all the same."""
+    judged = [one.noise for one in run.rounds if one.noise.is_dir()]
+    told = judged_anyway(judged[-1]) if judged else None
     return [told] if told else []
 
 

@@ -16,6 +16,7 @@ from pipeline.decisions import digest
 from pipeline.duck import fetch, literal
 from pipeline.errors import BadConfig, BadCrawl
 from pipeline.fit import WORK, Job, fit
+from pipeline.learned import LEAST_CLASSES, advice_on_too_few
 from pipeline.models import load_tensors, pick_device
 from pipeline.ranks import launch, machines, process_count
 from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, mark_of, run_stage
@@ -80,10 +81,10 @@ def _train(
         if not (folder / "classes.parquet").exists():
             _select(raw, noise, decisions, folder, job.selection, config)
         classes = pq.read_metadata(folder / "classes.parquet").num_rows
-        if classes < 2:
+        if classes < LEAST_CLASSES:
             raise BadCrawl(
                 f"{classes} identities have {config.train.min_samples} or more samples {'that the round before kept' if noise else 'to train on'}, "
-                "and a head needs two to tell apart. Give a larger crawl, or lower evaluate.holdout or train.min_samples."
+                f"and a head needs two to tell apart. {advice_on_too_few(noise)}"
             )
         processes = process_count(config)
         if processes == machines() == 1:

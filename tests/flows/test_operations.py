@@ -80,6 +80,10 @@ def test_a_run_beyond_a_limit_is_marked_in_words_in_the_exit_code_and_in_prefect
         (["serve", "a", "b", "--cron", "0 3 * * *", "--timezone", "Nowhere/X"], 2, "--timezone"),
         (["serve", "a", "b"], 1, "No Prefect server answers at http://127.0.0.1:9/api"),
         (["history", "nowhere"], 1, "There is no run folder at nowhere"),
+        (["history", "tests"], 1, "tests is no run folder"),
+        (["sample-review", "a", "b", "--n", "0"], 2, ">= 2"),
+        (["decide", "a", "--sample", "b", "--by", "me"], 2, "Give --verdict: keep, drop or relabel."),
+        (["decide", "a", "--by", "me"], 2, "Give --sample and --verdict, or --import FILE."),
     ],
 )
 def test_exit_codes(capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str) -> None:

@@ -27,10 +27,13 @@ from pipeline.embed import embed, read_embeddings
 from pipeline.errors import BadCheckpoint, BadConfig, BadCrawl, TrainingFailed
 from pipeline.fit import precision_of
 from pipeline.ingest import ingest
+from pipeline.layout import RunLayout
+from pipeline.learned import advice_on_too_few
 from pipeline.models import load_into, load_tensors, pick_device
 from pipeline.ranks import process_count
 from pipeline.receipts import run_stage, write_json
 from pipeline.shards import read_facts, shard_stems, write_twin
+from pipeline.status import Story, read_status
 from pipeline.train import held_out, is_held_out, read_classes, train
 
 SMALL = ["train.epochs=2", "train.input_px=16", "train.embedding_dim=16", "train.batch_size=16", "workers=1", "ingest.samples_per_shard=20"]
@@ -321,8 +324,27 @@ def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_to_train_on_is_said(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadCrawl, match=r"0 identities have 100 or more samples"):
-        train(raw, tmp_path / "t", config("train.min_samples=100"))
+    with pytest.raises(BadCrawl, match=r"0 identities have 100 or more samples.*Give a larger crawl"):
+        train(raw, tmp_path / "rounds" / "1" / "train", config("train.min_samples=100"))
+    write_json(tmp_path / "run.json", {"crawl": "x", "finished": False})
+    story = Story(tmp_path)
+    story.begin("round 1 train")
+    [told] = read_status(tmp_path).todo
+    assert told == "0 identities had enough samples to train on. Give a larger crawl, or lower evaluate.holdout or train.min_samples."
+    noise = RunLayout(tmp_path).round(1).noise
+    noise.mkdir()
+    write_json(noise / "judge.json", {"warning": "It told nobody apart. Train longer.", "judged_anyway": True})
+    assert advice_on_too_few(noise).endswith("told nobody apart, as isolate.judge_anyway says. It told nobody apart. Train longer.")
+    shutil.rmtree(tmp_path / "rounds" / "1" / "train", ignore_errors=True)
+    story.begin("round 2 train")
+    shutil.copytree(RunLayout(tmp_path).round(1).root, RunLayout(tmp_path).round(2).root)
+    [told] = read_status(tmp_path).todo
+    assert "It told nobody apart. Train longer." in told
+    shutil.rmtree(RunLayout(tmp_path).round(2).root)
+    [partial] = RunLayout(tmp_path).round(1).root.glob(".train.partial-*")
+    shutil.rmtree(partial)
+    found = read_status(tmp_path)
+    assert found.todo == [] and "Train longer." in found.warnings[0]
     with pytest.raises(BadConfig, match=r"train\.compile and train\.recompute exclude each other"):
         train(raw, tmp_path / "t", config("train.compile=true", "train.recompute=true"))
     with pytest.raises(BadConfig, match="There is no device 'gpu0'"):

@@ -29,6 +29,7 @@ FreeText = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Anything that a person may write, also what begins as an option does: SQL that begins with a comment."""
 By = Annotated[str, Parameter(help="Who decides.", allow_leading_hyphen=True)]
 _out = Console()
+_MOST_AGAIN = 3
 
 
 def add_to(app: App) -> None:
@@ -142,6 +143,9 @@ def decide(
         raise BadConfig("Give --sample and --verdict, or --import FILE.")
     if import_ is None and verdict is None:
         raise BadConfig("Give --verdict: keep, drop or relabel.")
+    told = {"--verdict": verdict, "--identity": identity, "--note": note}
+    if import_ is not None and (given := [option for option, value in told.items() if value]):
+        raise BadConfig(f"{' and '.join(given)} beside --import FILE: the file says it of each sample. Give one or the other.")
     rows: list[dict[str, Any]] = (
         read_file(import_)
         if import_
@@ -149,6 +153,9 @@ def decide(
     )
     count = record(run, rows, by=by, new_identities=new_identity, dry_run=dry_run)
     done = "would be recorded" if dry_run else "recorded"
+    already = len({row["sample_id"] for row in rows}) - count
+    if already:
+        done += f", {already:,} {'stands' if already == 1 else 'stand'} already"
     _out.print(f"{counted(count, 'decision')} {done}. To carry them out: purify export {run}", highlight=False, soft_wrap=True)
 
 
@@ -171,13 +178,30 @@ def undo(
     run:
         A run folder.
     """
+    from pipeline.decisions import standing_on
     from pipeline.decisions import undo as record
 
+    count = record(run, sample, by=by, of=of, note=note)
+    again = _again(list(standing_on(run, sample).values()))
     _out.print(
-        f"{counted(record(run, sample, by=by, of=of, note=note), 'decision')} undone. To carry it out: purify export {run}",
+        f"{counted(count, 'decision')} undone{again}. To carry it out: purify export {run}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _again(standing: list[dict[str, Any]]) -> str:
+    """Of the decisions that stand again after an undo: how many, what they say, and whose they are."""
+    if not standing:
+        return ""
+    told = dict.fromkeys(
+        f"{row['verdict']}{' to ' + plain(row['clean_identity']) if row['clean_identity'] else ''} by {plain(row['decided_by'])}"
+        for row in standing
+    )
+    more = ", ..." if len(told) > _MOST_AGAIN else ""
+    listed = ", ".join(list(told)[:_MOST_AGAIN]) + more
+    one = len(standing) == 1
+    return f"; {'an earlier decision' if one else f'{len(standing):,} earlier decisions'} ({listed}) {'stands' if one else 'stand'} again"
 
 
 def sample_review(

@@ -8,21 +8,24 @@ import csv
 import hashlib
 import secrets
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import tables
 from pipeline.duck import every, fetch
 from pipeline.errors import BadInput
+from pipeline.forgotten import plain
 from pipeline.layout import RunLayout
 from pipeline.receipts import atomic
 from pipeline.run_folder import require_whole
+from pipeline.visible import visible
 
 VERDICTS = ("keep", "drop", "relabel")
 _UNDO = "undo"
@@ -33,13 +36,23 @@ _NEAR = 0.85
 """Jaro-Winkler similarity, 0..1, from which a name is proposed for another."""
 
 
-def decide(run: Path, wanted: Iterable[dict[str, Any]], *, by: str, new_identities: bool = False, dry_run: bool = False) -> int:
+def decide(
+    run: Path,
+    wanted: Iterable[dict[str, Any]],
+    *,
+    by: str,
+    new_identities: bool = False,
+    dry_run: bool = False,
+    standing: Mapping[str, dict[str, Any]] | None = None,
+) -> int:
     """Record decisions, all or none; how many. With `dry_run` they are checked only.
 
-    Each is a dict of sample_id, verdict (keep, drop, relabel), and perhaps clean_identity and note. A sample that is given twice with the same
-    verdict is one decision. `new_identities`: a relabel may be to a name that neither the crawl nor a standing decision has.
+    Each is a dict of sample_id, verdict (keep, drop, relabel), and perhaps clean_identity (taken in Unicode's form NFC, as the crawl's) and note.
+    A sample that is given twice with the same verdict is one decision. One that stands already, by the same person with the same verdict, identity
+    and note, is not recorded again. `new_identities`: a relabel may be to a name that neither the crawl nor a standing decision has. `standing`: the
+    decisions that stand, by sample_id, where the caller has read them.
     Raises BadInput: for a sample that the manifest does not have with status `ok`, for a verdict that does not exist, for two verdicts on a sample,
-    for a relabel without an identity or to an unknown one, for a text longer than 2,000 characters, and when nobody signs.
+    for a relabel without an identity or to an unknown one, for a text longer than 2,000 characters, and when nobody signs with a name that can be seen.
     """
     rows = _once([_checked(row, number) for number, row in enumerate(wanted, 1)])
     _require_signed(by)
@@ -48,7 +61,9 @@ def decide(run: Path, wanted: Iterable[dict[str, Any]], *, by: str, new_identiti
     _require_samples(run, [row["sample_id"] for row in rows.values()])
     if not new_identities:
         _require_identities(run, {row["clean_identity"]: number for number, row in reversed(rows.items()) if row["clean_identity"]})
-    return len(rows) if dry_run else _append(run, list(rows.values()), by)
+    said = standing_on(run, [row["sample_id"] for row in rows.values()]) if standing is None else standing
+    new = [row for row in rows.values() if not _stands(row, said.get(row["sample_id"]), by)]
+    return len(new) if dry_run or not new else _append(run, new, by)
 
 
 def undo(run: Path, samples: Iterable[str], *, by: str, of: str | None = None, note: str = "") -> int:
@@ -57,10 +72,11 @@ def undo(run: Path, samples: Iterable[str], *, by: str, of: str | None = None, n
     `of`: whose decisions, where they are not the own ones. Raises BadInput where nothing stands, or what stands is somebody else's.
     """
     _require_signed(by)
-    standing = {row["sample_id"]: row for row in read_standing(run).to_pylist()}
+    wanted = list(dict.fromkeys(samples))
+    standing = standing_on(run, wanted)
     whose = by if of is None else of
     rows = []
-    for sample in dict.fromkeys(samples):
+    for sample in wanted:
         if sample not in standing:
             raise BadInput(f"No decision stands on sample {sample[:80]!r}. `purify query RUN 'FROM decisions'` lists them.")
         if (decided_by := standing[sample]["decided_by"]) != whose:
@@ -75,28 +91,71 @@ def undo(run: Path, samples: Iterable[str], *, by: str, of: str | None = None, n
 def _require_signed(by: str) -> None:
     if not by.strip() or len(by) > _LONGEST:
         raise BadInput("A decision wants a name under it: give --by NAME.")
+    if visible(by) != by:
+        raise BadInput(
+            f"--by {visible(by)!r} has characters that are not seen, and that nobody could type again. Give a name without them."
+        )
+
+
+def _stands(row: dict[str, Any], said: dict[str, Any] | None, by: str) -> bool:
+    """Whether `said`, the decision that stands on the sample of `row`, is the same one by the same person."""
+    return (
+        said is not None
+        and said["decided_by"] == by
+        and all((row[name] or None) == (said[name] or None) for name in ("verdict", "clean_identity", "note"))
+    )
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Rows of a decision file, Parquet or CSV, with columns sample_id and verdict, and perhaps clean_identity and note. Nothing in it is run."""
+    """Rows of a decision file, Parquet or CSV, with columns sample_id and verdict, and perhaps clean_identity and note. Nothing in it is run.
+
+    Raises BadInput: for a file that cannot be read, without the columns, with two of one name, or with a row of another length than the header.
+    """
     try:
-        if path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        if path.suffix.lower() == ".csv":
+            rows = _read_csv(path)
         else:
             if pq.read_metadata(path).num_rows > _MOST_ROWS:
                 raise BadInput(f"{path} has more than {_MOST_ROWS:,} rows. Give them in several files.")
-            table = pq.read_table(path)
-            _require_columns(path, table.column_names)
-            rows = table.select([name for name in table.column_names if name in _COLUMNS]).to_pylist()
-    except (OSError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path} cannot be read as decisions: {error}. Give a .parquet or .csv file with sample_id and verdict.") from error
-    if rows:
-        _require_columns(path, list(rows[0]))
+            _require_columns(path, names := pq.read_schema(path).names)
+            rows = pq.read_table(path, columns=[name for name in names if name in _COLUMNS]).to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        told = str(error).rstrip(".")
+        raise BadInput(f"{path} cannot be read as decisions: {told}. Give a .parquet or .csv file with sample_id and verdict.") from error
     return [{name: row.get(name) for name in _COLUMNS} for row in rows]
 
 
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file, strict=True)
+        names: list[str] = []
+        begin = 1
+        try:
+            for fields in lines:
+                begin, at = lines.line_num + 1, begin
+                if not fields:
+                    continue
+                if not names:
+                    _require_columns(path, names := fields)
+                elif len(fields) == len(names):
+                    rows.append(dict(zip(names, fields, strict=True)))
+                else:
+                    raise BadInput(
+                        f"{path}, row {len(rows) + 1} (line {at}) has {len(fields)} fields, and the header {len(names)}. Nothing was recorded: "
+                        'a text with a comma or a line break in it stands in quotes, "so, as here".'
+                    )
+        except csv.Error as error:
+            raise BadInput(
+                f"{path}, row {len(rows) + 1} (line {begin}): {str(error).rstrip('.')}. Nothing was recorded: a text has at most {_LONGEST:,} "
+                "characters, and a quote that opens it is closed."
+            ) from error
+    return rows
+
+
 def _require_columns(path: Path, names: list[str]) -> None:
+    if twice := next((name for name in names if name and names.count(name) > 1), None):
+        raise BadInput(f"{path} has two columns {twice[:80]!r}, and nothing says which one counts. Leave one.")
     if not {"sample_id", "verdict"} <= set(names):
         raise BadInput(f"{path} has columns {', '.join(map(str, names))}; a decision file has sample_id and verdict.")
 
@@ -120,6 +179,13 @@ def read_standing(run: Path) -> pa.Table:
         ).cast(tables.DECISIONS)
 
 
+def standing_on(run: Path, samples: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The decisions that stand on some samples, by sample_id."""
+    table = read_standing(run)
+    rows = table.filter(pc.is_in(table["sample_id"], value_set=pa.array(samples, pa.string()))).to_pylist()
+    return {row["sample_id"]: row for row in rows}
+
+
 def digest(standing: pa.Table | None) -> str:
     """Hex digest of the decisions that stand; `none` when nothing does."""
     table = tables.DECISIONS.empty_table() if standing is None else standing
@@ -130,7 +196,7 @@ def digest(standing: pa.Table | None) -> str:
 
 
 def _checked(row: dict[str, Any], number: int) -> dict[str, Any]:
-    texts = {name: row.get(name) for name in _COLUMNS}
+    texts: dict[str, Any] = {name: row.get(name) for name in _COLUMNS}
     for name, text in texts.items():
         if text is not None and (not isinstance(text, str) or len(text) > _LONGEST):
             raise BadInput(f"Row {number}: {name} is to be a text of at most {_LONGEST} characters.")
@@ -140,7 +206,8 @@ def _checked(row: dict[str, Any], number: int) -> dict[str, Any]:
         raise BadInput(f"Row {number}: verdict {texts['verdict']!r} is none of {', '.join(VERDICTS)}.")
     if (texts["verdict"] == "relabel") != bool(texts["clean_identity"]):
         raise BadInput(f"Row {number}: `relabel` wants a clean_identity, and nothing else takes one.")
-    return texts | {"clean_identity": texts["clean_identity"] or None, "undoes": None}
+    identity = plain(texts["clean_identity"]) if texts["clean_identity"] else None
+    return texts | {"clean_identity": identity, "note": texts["note"] or None, "undoes": None}
 
 
 def _once(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

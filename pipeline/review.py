@@ -94,8 +94,8 @@ def draw(run: Path, out: Path, *, count: int, seed: int) -> int:
 def estimate(run: Path, review: Path) -> Estimate:
     """Residual noise and clean loss of a run from a judged review.csv (is_right: one of `YES` or `NO`, in any case; empty: not judged).
 
-    Raises BadInput for another value, for a review of another run or of this one before its export changed, for a sample that is not
-    in the run, and when a stratum has no judged sample.
+    A sample that is judged twice alike counts once. Raises BadInput for another value, for two answers on a sample, for a review of another run
+    or of this one before its export changed, for a sample that is not in the run, and when a stratum has no judged sample.
     """
     layout = RunLayout(run)
     answers = _answers(review, run, run_id(layout))
@@ -136,11 +136,14 @@ def estimate(run: Path, review: Path) -> Estimate:
 
 def _answers(review: Path, run: Path, identifier: str) -> dict[str, bool]:
     answers: dict[str, bool] = {}
+    lines: dict[str, int] = {}
     try:
         with review.open(newline="", encoding="utf-8-sig") as file:
             rows: list[dict[str, Any]] = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{review} cannot be read: {error}. Give the review.csv that `purify sample-review` wrote.") from error
+        raise BadInput(
+            f"{review} cannot be read: {str(error).rstrip('.')}. Give the review.csv that `purify sample-review` wrote."
+        ) from error
     for number, row in enumerate(rows, 2):
         answer = str(row.get("is_right") or "").strip().lower()
         if answer and answer not in YES + NO:
@@ -153,5 +156,8 @@ def _answers(review: Path, run: Path, identifier: str) -> dict[str, bool]:
                 f" it changed. Give the run that it was drawn from, or draw anew: purify sample-review {run} OUT."
             )
         if answer and row.get("sample_id"):
-            answers[str(row["sample_id"])] = answer in YES
+            sample = str(row["sample_id"])
+            earlier = lines.setdefault(sample, number)
+            if answers.setdefault(sample, answer in YES) != (answer in YES):
+                raise BadInput(f"{review}, lines {earlier} and {number}: two answers on sample {sample[:80]!r}. Leave one.")
     return answers

@@ -126,7 +126,8 @@ class Desk:
                 rows = [{"sample_id": case.sample_id, "verdict": "relabel", "clean_identity": target, "note": note}]
             else:
                 rows = [{"sample_id": case.sample_id, "verdict": verdict, "note": note}]
-            count = decisions.decide(self.run, rows, by=reviewer, new_identities=True)  # who calls has asked `has_identity`
+            # who calls has asked `has_identity`
+            count = decisions.decide(self.run, rows, by=reviewer, new_identities=True, standing=self._standing)
             self._held.pop(key, None)
             self._skipped.setdefault(reviewer, set()).discard(key)
             self._refresh()

@@ -32,14 +32,9 @@ def decided(run: Path) -> pa.Table:
 
 
 def as_csv(run: Path) -> bytes:
-    """The decisions as CSV. A text that a spreadsheet would take for a formula begins with an apostrophe."""
-    table = decided(run)
-    columns = {
-        name: [_tame(value) for value in table[name].to_pylist()] if table.schema.field(name).type == pa.string() else table[name]
-        for name in table.column_names
-    }
+    """The decisions as CSV, texts verbatim: `purify decide --import` takes them back."""
     buffer = io.BytesIO()
-    pacsv.write_csv(pa.table(columns), buffer)
+    pacsv.write_csv(decided(run), buffer)
     return buffer.getvalue()
 
 
@@ -75,10 +70,6 @@ EXPORTS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "label-studio": (as_label_studio, "application/json"),
 }
 """name -> (what makes the bytes, their media type)."""
-
-
-def _tame(text: str | None) -> str | None:
-    return f"'{text}" if text and text[0] in "=+-@\t\r" else text
 
 
 def _task(row: dict[str, Any], crop: bytes) -> dict[str, Any]:

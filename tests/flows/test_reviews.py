@@ -54,6 +54,20 @@ def test_names_and_hands_of_decisions(run: Path, capsys: pytest.CaptureFixture[s
     assert said(capsys, "decisions", str(run)).count("\n") == 1, "nothing stands"
 
 
+def test_decided_again_and_undone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = key_of(PLANTED, 0)
+    said(capsys, "decisions", str(run), "--out", str(tmp_path / "d.csv"))
+    again = ("decide", str(run), "--import", str(tmp_path / "d.csv"))
+    assert "0 decisions recorded, 1 stands already" in said(capsys, *again, "--by", "Ann")
+    assert "1 decision recorded. To" in said(capsys, *again, "--by", "Bob [red]")
+    told = said(capsys, "undo", str(run), "--sample", sample, "--by", "Bob [red]")
+    assert "1 decision undone; an earlier decision (drop by Ann) stands again. To carry" in told
+    for option, value in (("--verdict", "keep"), ("--note", "x"), ("--identity", "X"), ("--sample", sample)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*again, "--by", "Ann", option, value])
+        assert stop.value.code == 2 and option in capsys.readouterr().err
+
+
 def test_review_of_what_is_no_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["review", str(tmp_path), "--no-open"])

@@ -1,6 +1,7 @@
 """People win over rules; nothing is rewritten; what is handed in is not trusted."""
 
 import csv
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.export import write_manifest
 from pipeline.layout import RunLayout
 from pipeline.receipts import run_stage
 from pipeline.report import query, why
+from pipeline.reviewing.exports import as_csv
 from tests.pipeline.fake_run import Planted, key_of, write_run
 
 PLANTED = [
@@ -197,3 +199,69 @@ def test_files_of_decisions_are_read_as_data(run: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["x"]}), tmp_path / "other.parquet")
     with pytest.raises(BadInput, match="has columns name; a decision file has sample_id"):
         read_file(tmp_path / "other.parquet")
+
+
+def test_what_is_exported_as_csv_is_taken_back_exactly(tmp_path: Path) -> None:
+    names = ["@anna", "-Lee", "=x", "'quoted", 'a "b", c', "two\r\nlines", "+", "\tZoë"]
+    planted = [Planted(identity=f"P{number}") for number in range(len(names))]
+    runs = [write_run(tmp_path / name, planted, rounds=1) for name in "ab"]
+    rows = [
+        {"sample_id": key_of(planted, number), "verdict": "relabel", "clean_identity": name, "note": name}
+        for number, name in enumerate(names)
+    ]
+    decide(runs[0], rows, by="Eve", new_identities=True)
+    (tmp_path / "d.CSV").write_bytes(as_csv(runs[0]))
+    decide(runs[1], read_file(tmp_path / "d.CSV"), by="Eve", new_identities=True)
+    said = [read_standing(run).select(["sample_id", "verdict", "clean_identity", "note"]).to_pylist() for run in runs]
+    assert said[0] == said[1] == sorted(rows, key=lambda row: row["sample_id"])
+
+
+def test_an_identity_is_taken_in_the_form_of_the_crawl(tmp_path: Path) -> None:
+    planted = [Planted(identity="Zoë"), Planted(identity="Ada")]
+    run, row = write_run(tmp_path / "run", planted, rounds=1), {"sample_id": key_of(planted, 1), "verdict": "relabel"}
+    other = unicodedata.normalize("NFD", "Zoë")
+    (tmp_path / "d.csv").write_text(f"sample_id,verdict,clean_identity\n{row['sample_id']},relabel,{other}\n", "utf-8")
+    assert decide(run, read_file(tmp_path / "d.csv"), by="Eve") == 1
+    assert read_standing(run)["clean_identity"].to_pylist() == ["Zoë"]
+    assert decide(run, [row | {"clean_identity": other}], by="Eve", new_identities=True) == 0, "it stands"
+
+
+def test_what_stands_already_is_not_recorded_again(run: Path) -> None:
+    rows = [{"sample_id": key_of(PLANTED, 0), "verdict": "drop", "note": ""}, {"sample_id": key_of(PLANTED, 2), "verdict": "keep"}]
+    assert decide(run, rows[:1], by="Eve") == 1 == decide(run, rows, by="Eve") and decide(run, rows, by="Eve") == 0
+    undo(run, [rows[0]["sample_id"]], by="Eve")
+    assert standing(run) == {rows[1]["sample_id"]: "keep"}, "one undo undoes"
+    assert decide(run, rows[1:], by="Bo") == 1 and decide(run, [rows[1] | {"note": "sure"}], by="Bo") == 1
+    assert decide(run, rows, by="Eve", dry_run=True) == 2, "what one's own was decided over stands no more"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sample_id,verdict,note,note\na,keep,x,y\n", "two columns 'note'"),
+        ('sample_id,verdict,note\n\na,keep,"x\ny"\nb,keep,so, it is\n', r"row 2 \(line 5\) has 4 fields, and the header 3"),
+        ("sample_id,verdict,note\na,keep\n", r"row 1 \(line 2\) has 2 fields"),
+        (f"sample_id,verdict,note\na,keep,x\nb,keep,{'x' * 200_000}\n", r"row 2 \(line 3\): field larger .* at most 2,000 characters"),
+        ('sample_id,verdict,note\na,keep,"x\nb,keep,y\n', r"row 1 \(line 2\): unexpected end of data"),
+        ("name,verdict\n", "has columns name, verdict"),
+    ],
+)
+def test_a_csv_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "d.csv").write_text(text, "utf-8")
+    with pytest.raises(BadInput, match=message):
+        read_file(tmp_path / "d.csv")
+
+
+def test_a_parquet_with_two_columns_of_one_name_is_refused_and_messages_end_once(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["a"], ["keep"], ["x"]], names=["sample_id", "verdict", "verdict"]), tmp_path / "d.parquet")
+    with pytest.raises(BadInput, match="two columns 'verdict'"):
+        read_file(tmp_path / "d.parquet")
+    (tmp_path / "d.txt").write_text("no decisions")
+    with pytest.raises(BadInput, match=r"[^.]\. Give a \.parquet or \.csv"):
+        read_file(tmp_path / "d.txt")
+
+
+def test_nobody_signs_with_what_is_not_seen(run: Path) -> None:
+    for name in ("Eve\n", "E\x1b[1mve", "E\u202eve"):
+        with pytest.raises(BadInput, match=r"--by .*⟨U"):
+            decide(run, [{"sample_id": key_of(PLANTED, 0), "verdict": "drop"}], by=name)

@@ -100,6 +100,13 @@ def test_an_unfinished_or_foreign_review_says_what_is_missing(tmp_path: Path) ->
     for yes, no in zip(YES, NO, strict=True):
         review.write_text(text.replace(",yes", f",{yes.upper()}").replace(",no", f", {no} "))
         assert estimate(run, review) == wanted
+    first = text.splitlines()[1]
+    review.write_text(f"{text}{first}\n")
+    assert estimate(run, review) == wanted, "the same twice counts once"
+    turned = first.removesuffix("yes") + "no" if first.endswith("yes") else first.removesuffix("no") + "yes"
+    review.write_text(f"{text}{turned}\n")
+    with pytest.raises(BadInput, match=rf"lines 2 and {len(text.splitlines()) + 1}: two answers on sample .*Leave one"):
+        estimate(run, review)
     other, _, _, _ = planted_run(tmp_path / "other", 3)
     review.write_text(text.replace(text.splitlines()[1].split(",")[1], "f" * 32))
     with pytest.raises(BadInput, match="1 judged samples are not in"):

@@ -73,6 +73,7 @@ def test_history_and_errors_too(run: Path, capsys: pytest.CaptureFixture[str], t
     entry = {"run_id": "1", "finished_at": "2026-01-01T00:00:00", "items": 3, "samples": 3, "kept_share": 0.6, "drift": None}
     entry |= {"noise_rate": 0.3, "noise_rate_low": 0.1, "noise_rate_high": 0.5}
     entry |= {"sources": [{"source": HOSTILE, "noise": 0.5, "samples": 3}]}
+    (run / "run.json").write_text("{}")
     (run / "history").mkdir(exist_ok=True)
     (run / "history" / "1.json").write_text(json.dumps(entry), "utf-8")
     assert "⟨U+001B⟩[31mRed" in (told := said(capsys, "history", str(run))) and not set(STEERING) & set(told)

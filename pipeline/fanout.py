@@ -18,7 +18,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
 from pipeline.errors import WorkerLost
@@ -109,13 +108,13 @@ class _Processes:
     count: int
     stack: contextlib.ExitStack
     pool: ProcessPoolExecutor | None = None
-    started: Event = field(default_factory=lambda: multiprocessing.get_context("forkserver").Event())
-    """Set by the first worker that comes as far as to wait for parts."""
+    started: tuple[Connection, Connection] = field(default_factory=lambda: multiprocessing.get_context("forkserver").Pipe(duplex=False))
+    """A pipe, into which a worker writes when it has come as far as to wait for parts. No lock, with which one could be killed."""
 
     def map(self, part: Callable[[P], R], parts: Sequence[P]) -> Iterator[R]:
         if self.pool is None:
             prepare([name for name in [getattr(part, "__module__", "__main__")] if name != "__main__"], workers=self.count)
-            self.pool = self.stack.enter_context(_pool(self.count, self.started))
+            self.pool = self.stack.enter_context(_pool(self.count, self.started[1]))
         return self.pool.map(part, parts)
 
     def halve(self) -> None:
@@ -137,7 +136,7 @@ def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> I
                     done += 1
                     yield result
             except BrokenProcessPool as error:
-                if not processes.started.is_set():
+                if not processes.started[0].poll():
                     raise WorkerLost(
                         'No worker process could start. If a script of yours called this, put the call under `if __name__ == "__main__":`, since each '
                         "worker reads the script too; or let one process do it (workers=1). Otherwise what is printed above tells why."
@@ -152,7 +151,7 @@ def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> I
 
 
 @contextlib.contextmanager
-def _pool(count: int, started: Event) -> Iterator[ProcessPoolExecutor]:
+def _pool(count: int, started: Connection) -> Iterator[ProcessPoolExecutor]:
     # Not fork: torch and Arrow hold threads and locks in this process.
     context = multiprocessing.get_context("forkserver")
     watched, held = context.Pipe(duplex=False)
@@ -172,7 +171,7 @@ def _threads(count: int) -> str:
     return str(max(1, worker_count(0) // count))
 
 
-def _start(environment: dict[str, str], watched: Connection, started: Event) -> None:
+def _start(environment: dict[str, str], watched: Connection, started: Connection) -> None:
     """The caller's environment, credentials of stores among it: that of the fork server is as old as its first use. And an end with the caller.
 
     OMP_NUM_THREADS, a worker's share of the cores, is read when torch is loaded; where the fork server has done that already, torch is told.
@@ -183,7 +182,7 @@ def _start(environment: dict[str, str], watched: Connection, started: Event) -> 
         asked = environment["OMP_NUM_THREADS"].split(",")[0]  # further numbers are for threads within threads
         torch.set_num_threads(int(asked) if asked.isdecimal() and int(asked) else 1)
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
-    started.set()
+    started.send_bytes(b"")
 
 
 def _end_with(caller: Connection) -> None:

@@ -8,16 +8,22 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import pickle
+import select
 import signal
 import sys
+import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import WorkerLost
@@ -108,14 +114,17 @@ class _Processes:
     count: int
     stack: contextlib.ExitStack
     pool: ProcessPoolExecutor | None = None
+    large: str = ""
+    """Where results are left that are too large to be sent at once."""
     started: tuple[Connection, Connection] = field(default_factory=lambda: multiprocessing.get_context("forkserver").Pipe(duplex=False))
     """A pipe, into which a worker writes when it has come as far as to wait for parts. No lock, with which one could be killed."""
 
     def map(self, part: Callable[[P], R], parts: Sequence[P]) -> Iterator[R]:
         if self.pool is None:
             prepare([name for name in [getattr(part, "__module__", "__main__")] if name != "__main__"], workers=self.count)
+            self.large = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="purify-"))
             self.pool = self.stack.enter_context(_pool(self.count, self.started[1]))
-        return self.pool.map(part, parts)
+        return map(_received, self.pool.map(partial(_sent, part, self.large), parts))
 
     def halve(self) -> None:
         self.stack.close()
@@ -164,6 +173,26 @@ def _pool(count: int, started: Connection) -> Iterator[ProcessPoolExecutor]:
             raise
     held.close()
     watched.close()
+
+
+def _sent(part: Callable[[P], R], large: str, one: P) -> bytes | Path:
+    """The result, in so few bytes that they are written at once or not at all; or the file that holds it.
+
+    All workers write to one pipe. Of a worker that was killed half way through a result the rest would be waited for, for ever.
+    """
+    result = pickle.dumps(part(one), pickle.HIGHEST_PROTOCOL)
+    if len(result) <= select.PIPE_BUF // 2:  # what the executor adds is a few hundred
+        return result
+    path = Path(large, uuid.uuid4().hex)
+    path.write_bytes(result)
+    return path
+
+
+def _received(sent: bytes | Path) -> Any:
+    result = sent if isinstance(sent, bytes) else sent.read_bytes()
+    if isinstance(sent, Path):
+        sent.unlink()
+    return pickle.loads(result)  # noqa: S301, what a worker of ours has just made
 
 
 def _threads(count: int) -> str:

@@ -43,6 +43,41 @@ def test_parts_of_dead_workers_are_done_again_and_a_part_that_always_kills_is_to
         fan_out(die, [1, 2], workers=2)
 
 
+LARGE = """
+import os, select
+from multiprocessing.connection import Connection
+from pathlib import Path
+from pipeline.fanout import fan_out
+
+def killed_half_way(connection, message):
+    os.write(connection.fileno(), message[: select.PIPE_BUF])
+    if len(message) > select.PIPE_BUF:
+        os._exit(1)
+
+def large(part):
+    Connection._send = killed_half_way
+    return bytes(part)
+
+if __name__ == "__main__":
+    print([len(one) for one in fan_out(large, [10, 1_000_000, 20_000, 2000], workers=2)], [*Path(os.environ["TMPDIR"]).glob("purify*")])
+"""
+
+
+def test_no_result_is_so_large_that_a_killed_worker_could_leave_half_of_it_in_the_pipe(tmp_path: Path) -> None:
+    (tmp_path / "large.py").write_text(LARGE)
+    (tmp_path / "tmp").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "large.py")],
+        env=os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "[10, 1000000, 20000, 2000] []\n", done.stderr
+    assert not done.stderr, "no worker died"
+
+
 @pytest.mark.parametrize("threads", ["", "2,1", "many"])
 def test_workers_start_whatever_omp_num_threads_says(threads: str) -> None:
     command = "from pipeline.fanout import fan_out\nprint(fan_out(abs, [-1, 2], workers=2))"

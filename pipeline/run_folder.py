@@ -17,6 +17,7 @@ from pipeline.history import exceeded, remember
 from pipeline.layout import RunLayout
 from pipeline.places import Location, name_of, recorded
 from pipeline.receipts import Receipt, disk_watched, remove, settle, write_json
+from pipeline.status import NAME as STATUS
 from pipeline.status import half_forgotten, is_held, told_of
 
 _PACKAGES = ("torch", "prefect", "pandas", "pyarrow", "webdataset", "duckdb", "numpy")
@@ -43,7 +44,7 @@ def claimed(crawl: Location, run: RunLayout, *, to_forget: bool = False) -> Iter
                 raise _at_work(run) from error
             if not to_forget:
                 require_whole(run)
-            for half in filter(_is_half_written, run.root.iterdir()):
+            for half in [*filter(_is_half_written, run.root.iterdir()), *run.history.glob(".*.tmp")]:
                 half.unlink()
             for parent in (run.root, *run.root.glob("rounds/*")):
                 settle(parent)
@@ -78,7 +79,7 @@ def _at_work(run: RunLayout) -> StaleInput:
 
 
 def _is_half_written(path: Path) -> bool:
-    return path.name.startswith(".run.json.") and path.suffix == ".tmp"
+    return path.name.startswith((".run.json.", f".{STATUS}.")) and path.suffix == ".tmp"
 
 
 def require_whole(run: RunLayout) -> None:

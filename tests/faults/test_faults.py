@@ -135,6 +135,11 @@ def test_a_process_that_was_killed_while_it_claimed_the_folder_is_no_hindrance(t
     run = RunLayout(tmp_path / "run")
     run.root.mkdir()
     (run.root / ".lock").touch()
-    (run.root / ".run.json.1234.tmp").write_text("{")
+    for half in (".run.json.1234.tmp", "..status.json.1234.tmp"):
+        (run.root / half).write_text("{")
     with claimed(tmp_path, run):
         assert sorted(path.name for path in run.root.iterdir()) == [".lock", "run.json"]
+    run.history.mkdir()
+    (run.history / ".000001-abc.json.1234.tmp").write_text("{")
+    with claimed(tmp_path, run):
+        assert not list(run.history.iterdir())

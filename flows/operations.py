@@ -1,5 +1,11 @@
 """The commands of who runs this unattended: `status`, `history`, `serve`."""
 
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +22,8 @@ from pipeline.layout import RunLayout
 from pipeline.visible import json_text
 
 if TYPE_CHECKING:
+    from prefect.runner import Runner
+
     from pipeline.status import Status
 
 Format = Annotated[Literal["table", "json"], Parameter(help="How to print.")]
@@ -131,7 +139,7 @@ def serve(
         str | None, Parameter(help='When, as "0 3 * * *": minute, hour, day, month, weekday. Without, only when asked for.')
     ] = None,
     timezone: Annotated[str, Parameter(help="Of the cron.")] = "UTC",
-    name: Annotated[str, Parameter(help="Of the deployment, in Prefect.")] = "served",
+    name: Annotated[str | None, Parameter(help="Of the deployment, in Prefect: one for each run folder. [default: that of RUN]")] = None,
     preset: Annotated[str | None, Parameter(help="Settings that come with the program: demo, cpu, gpu, paper.")] = None,
     config: Annotated[Path | None, Parameter(help="A TOML file of settings.")] = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="", help="One setting, as limits.noise_rate=0.5.")] = None,
@@ -148,6 +156,7 @@ def serve(
     settings = load(preset=preset, file=config, overrides=set_ or [])
 
     import httpx
+    from prefect.runner import Runner
     from prefect.schedules import Cron
     from prefect.settings import PREFECT_API_URL
 
@@ -169,14 +178,35 @@ def serve(
     except httpx.HTTPError as error:
         raise BadInput(f"No Prefect server answers at {PREFECT_API_URL.value()}. Start it with `prefect server start`.") from error
     check_inputs(crawl, RunLayout(run), settings)
-    purify.serve(
-        name=name,
-        schedule=schedule,
-        parameters={"crawl": crawl, "run": str(run.resolve()), "config": as_dict(settings)},
-        limit=1,
-        pause_on_shutdown=False,
-        print_starting_message=True,
+    name = name or deployment_of(run)
+    runner = Runner(name=name, limit=1, pause_on_shutdown=False)
+    parameters = {"crawl": crawl, "run": str(run.resolve()), "config": as_dict(settings)}
+    runner.add_flow(purify, name=name, schedule=schedule, parameters=parameters)
+    when = f"by the clock ({cron}, {timezone}) and when asked" if cron else "when asked"
+    _out.print(
+        f"Purifies {when}: prefect deployment run 'purify/{name}'\nCtrl-C ends it, and a run that goes on.", highlight=False, soft_wrap=True
     )
+    asyncio.run(_stay(runner))
+
+
+def deployment_of(run: Path) -> str:
+    """Of a run folder alone: of two that have one name, the later would take the schedule of the other."""
+    where = run.resolve()
+    kept = re.sub(r"[^\w.-]+", "-", where.name).strip("-") or "run"
+    return f"{kept}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:6]}"
+
+
+async def _stay(runner: "Runner") -> None:
+    """Until a signal. Prefect takes SIGTERM for itself and trips over it; the command's own way ends the run that goes on and tells the exit code."""
+    ours = signal.getsignal(signal.SIGTERM)
+    asyncio.get_running_loop().call_soon(signal.signal, signal.SIGTERM, ours)
+    logging.getLogger("asyncio").addFilter(lambda record: not isinstance(_raised(record), asyncio.CancelledError))
+    await runner.start()
+
+
+def _raised(record: logging.LogRecord) -> BaseException | None:
+    """That Python 3.11 tells of connections that are open when it ends."""
+    return record.exc_info[1] if record.exc_info else None
 
 
 def _rate(per_second: float | None) -> str:

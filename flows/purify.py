@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed
 
 from flows import tasks  # first: it sets Prefect's environment
-from flows.progress import told_in, tolerated
+from flows.progress import say, told_in, tolerated
 from flows.workers import RunnerName, fanned
 from pipeline.config import Config, validate
 from pipeline.errors import HeadNotLearned, PurifyError
@@ -27,7 +27,13 @@ from pipeline.retrain import changed
 from pipeline.run_folder import claimed, read_finished, remove_what_is_not_of, title_of, write_record, write_record_again
 
 
-@flow(name="purify", persist_result=False)
+def told_at_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """How a run ended that Prefect started: its log would not say. A command says it itself."""
+    if flow_run.deployment_id is not None:
+        say("end", f"{state.name}: {state.message}" if state.message else str(state.name), state=state.name, message=state.message)
+
+
+@flow(name="purify", persist_result=False, on_completion=[told_at_end], on_failure=[told_at_end], on_crashed=[told_at_end])
 def purify(
     crawl: str | Path, run: Path, config: Config = Config(), task_runner: RunnerName = "processes", address: str | None = None
 ) -> dict[str, Any] | State[dict[str, Any]]:

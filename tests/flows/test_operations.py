@@ -2,7 +2,12 @@
 
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,12 +17,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL
 
 from flows import cli
+from flows.operations import deployment_of
 from flows.purify import purify
 from tests.flows.small_run import OPTIONS, config
 
 pytestmark = pytest.mark.usefixtures("server")
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [word for option in (*OPTIONS, "rounds=1", "train.epochs=3") for word in ("--set", option)]
 
 
@@ -120,3 +129,33 @@ def test_a_termination_is_told_and_its_code_is_that_of_a_signal(
     code, _, err = said(capsys, "run", "crawl", str(tmp_path / "run"))
     assert code == 143 and "goes on where it stopped" in err
     os.environ.pop("PURIFY_LOG")
+
+
+def test_who_serves_a_crawl_reads_why_a_run_failed_and_ends_by_a_signal(tiny_crawl: tuple[Path, Path], tmp_path: Path) -> None:
+    crawl, log = tmp_path / "crawl", tmp_path / "log"
+    shutil.copytree(tiny_crawl[0], crawl)
+    prefect = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_RUNNER_POLL_FREQUENCY": "1", "PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "flows.cli", "serve", str(crawl), str(tmp_path / "a run")]
+    with log.open("w") as file, subprocess.Popen(command, cwd=ROOT, env=os.environ | prefect, stdout=file, stderr=file) as served:
+        name = found_in(log, r"deployment run '(purify/a-run-[0-9a-f]{6})'")
+        shutil.rmtree(crawl)
+        ended: Any = run_deployment(name, timeout=60, poll_interval=1)
+        assert ended.state_name == "Failed"
+        found_in(log, r"(Failed: .*There is no crawl at )")
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(60) == 128 + signal.SIGTERM
+    assert "Traceback" not in log.read_text() and log.read_text().endswith("Stopped. The same command goes on where it stopped.\n")
+
+
+def found_in(log: Path, pattern: str) -> str:
+    """What a process has written, or will within a minute."""
+    for _ in range(600):
+        if found := re.search(pattern, log.read_text()):
+            return found[1]
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def test_each_run_folder_has_a_deployment_of_its_own(tmp_path: Path) -> None:
+    names = [deployment_of(tmp_path / one / "a run/%") for one in "xy"]
+    assert len(set(names)) == 2 and all(re.fullmatch(r"run-[0-9a-f]{6}", name) for name in names)

@@ -224,7 +224,9 @@ def verify(
     if found.is_unfinished:
         _out.print(plain_lines(_unfinished(found, place)), highlight=False, soft_wrap=True)
     if found.findings:
-        raise BadShard(f"{counted(len(found.findings), 'finding')} in {counted(found.files, 'file')} of {place}. {advice(place)}")
+        raise BadShard(
+            f"{counted(len(found.findings), 'finding')} in {counted(found.files, 'file')} of {place}. {advice(place, found.findings)}"
+        )
     seconds = time.perf_counter() - started
     said = "what is there is as it should be" if found.is_unfinished else "all as they should be"
     _out.print(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
@@ -20,6 +21,7 @@ from pipeline.sums import sums_text
 READ = IngestConfig()
 _CHUNK = 4 * 2**20
 _LONGEST_SUMS = 4096
+_LONGEST_HEADER = 100_000_000  # safetensors' own limit
 _SIDECAR = ("num_samples", "tar_bytes", "tar_sha256")
 
 
@@ -38,8 +40,9 @@ class Expected:
 
     place: str
     name: str
-    kind: Literal["tar", "twin", "parquet", "pictures", "lines", "bytes", "table"]
-    """`twin`: of a raw or clean tar, with its SHA-256 beside it. `table`: a Parquet file of which nothing is told; it has to be readable to its end."""
+    kind: Literal["tar", "twin", "parquet", "pictures", "lines", "bytes", "table", "tensors", "json"]
+    """`twin`: of a raw or clean tar, with its SHA-256 beside it. `table`, `tensors`, `json`: a Parquet, safetensors or JSON file of which nothing is told; it
+    has to be whole by its own words."""
     bytes: int | None = None
     sha256: str | None = None
     samples: int | None = None
@@ -58,7 +61,7 @@ def check(one: Expected) -> Checked:
     """What is wrong with a file; of an image folder's table, with all of its pictures."""
     try:
         return _check(one)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, _DamagedError) as error:
         what = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {in_words(error)}"
         return Checked(1, 0, [Finding(uri_text(one.name), what)])
 
@@ -88,6 +91,10 @@ def _check(one: Expected) -> Checked:
         with places.open_seekable(join(one.place, one.name), READ) as file:
             for _ in pq.ParquetFile(file).iter_batches():
                 pass
+    if one.kind == "tensors":
+        _whole_tensors(one, size)
+    if one.kind == "json":
+        _whole_json(one)
     pictures = None
     if one.kind in {"parquet", "pictures"} and not wrong:
         with places.open_seekable(join(one.place, one.name), READ) as file:
@@ -105,6 +112,33 @@ def _check(one: Expected) -> Checked:
 def in_words(error: Exception) -> str:
     """An error in words."""
     return unreadable(error)[1] if isinstance(error, OSError) else str(error)
+
+
+class _DamagedError(Exception):
+    """What is wrong with a file by its own words."""
+
+
+def _whole_tensors(one: Expected, size: int) -> None:
+    """A safetensors file: eight bytes that tell the length of its header, the header in JSON, and tensors up to where that says that they end."""
+    with places.open_file(join(one.place, one.name), READ) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, _LONGEST_HEADER):
+            raise _DamagedError(f"ends within its header, at {size} bytes")
+        header = file.read(length)
+    try:
+        told = json.loads(header)
+        end = 8 + length + max((tensor["data_offsets"][1] for name, tensor in told.items() if name != "__metadata__"), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _DamagedError(f"its header is none of safetensors ({error})") from error
+    if end != size:
+        raise _DamagedError(f"it has {size} bytes, and {end} by its header")
+
+
+def _whole_json(one: Expected) -> None:
+    try:
+        json.loads(places.read_file(join(one.place, one.name), READ))
+    except ValueError as error:
+        raise _DamagedError(str(error)) from error
 
 
 class _Hashed(io.RawIOBase):

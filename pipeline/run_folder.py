@@ -94,7 +94,15 @@ def _owner(run: RunLayout) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise StaleInput(f"{run.run_json} is damaged or not ours. Give another run folder, or remove this one.") from error
+        raise StaleInput(f"{run.run_json} is damaged or not ours. {mended(run.run_json)}") from error
+
+
+def mended(record: Path | str) -> str:
+    """What to do about a run.json that cannot be read: the stages do not need it, and it is written anew by a run."""
+    return (
+        f'Give another run folder; or, if this is a run, write {{"crawl": "/the/absolute/path"}} into {record} and give the same `purify run` again: '
+        "what is finished stands."
+    )
 
 
 def title_of(run: RunLayout) -> str:
@@ -171,5 +179,5 @@ def read_record(run: RunLayout) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(run.run_json.read_text("utf-8"))
     except ValueError as error:
-        raise StaleInput(f"{run.run_json} is damaged or not ours. Give another run folder, or remove this one.") from error
+        raise StaleInput(f"{run.run_json} is damaged or not ours. {mended(run.run_json)}") from error
     return record

@@ -2,13 +2,14 @@
 
 Every file is hashed; of a tar the keys are compared with its twin, of a Parquet file the rows are counted, of an image folder every picture is
 hashed; and what is there without being told of is found too. Nothing is changed. The other tables of a run (lists of identities, manifest, rounds,
-evaluation, decisions) have no SHA-256: they are read to their end.
+evaluation, decisions), its models and its records have no SHA-256: they are read to their end, and have to be whole by their own words.
 """
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.layout import RunLayout
 from pipeline.places import Location, join
 from pipeline.receipts import NAME as RECEIPT
 from pipeline.receipts import Progress, partials
-from pipeline.run_folder import require_whole
+from pipeline.run_folder import mended, require_whole
 from pipeline.sources.base import uri_text
 from pipeline.status import NAME as STATUS
 
@@ -165,10 +166,16 @@ def _raw(root: str) -> list[Expected]:
 
 
 def _tables(root: str) -> list[Expected]:
-    """The tables of a run, but for those of raw/ and clean/."""
-    below = (entry.path for entry in places.walk(root) if entry.path.endswith(".parquet"))
-    names = [name for name in below if name.split("/")[0] not in ("raw", "clean") and not any(part[0] == "." for part in name.split("/"))]
-    return [Expected(root, name, "table") for name in sorted(names)]
+    """Tables, models and records of a run, but for those of raw/ and clean/, its pages, and run.json, which is looked at by itself."""
+    kinds: dict[str, Literal["table", "tensors", "json"]] = {".parquet": "table", ".safetensors": "tensors", ".json": "json"}
+    names = [
+        entry.path
+        for entry in places.walk(root)
+        if "/" in entry.path
+        and entry.path.split("/")[0] not in ("raw", "clean", "audit")
+        and not any(part[0] == "." for part in entry.path.split("/"))
+    ]
+    return [Expected(root, name, kinds[suffix]) for name in sorted(names) if (suffix := PurePosixPath(name).suffix) in kinds]
 
 
 def _of_dataset(root: str, told: dict[str, Any], form: str | None) -> list[Expected]:
@@ -252,11 +259,16 @@ def _not_told_of(folder: _Folder, checked: list[Checked]) -> list[Finding]:
     return findings
 
 
-def advice(place: Location) -> str:
+def advice(place: Location, findings: Sequence[Finding]) -> str:
     """What to do about findings."""
     name = Path(str(place)).name
     if name in {"raw", "clean"}:
         return f"Remove {place} and give the same `purify run` again: it will be made anew."
     if places.facts(join(places.located(place), "run.json"), READ) is None:
         return f"Remove {place}, and give the command again that wrote it: what is there would be taken for whole."
-    return "Remove the folder of what is damaged (raw/, clean/, manifest/, rounds/1/noise/), and give the same `purify run` again: it will be made anew."
+    if all(one.name == "run.json" for one in findings):
+        return mended("run.json")
+    return (
+        "Remove the folder of what is damaged (raw/, clean/, manifest/, rounds/1/noise/, rounds/1/train/), and give the same `purify run` again: "
+        "it will be made anew."
+    )

@@ -4,16 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from flows import cli
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, StaleInput
 from pipeline.exporters import EXPORTERS
 from pipeline.exporters.base import Wanted
 from pipeline.exporters.stage import export_to
 from pipeline.layout import RunLayout
+from pipeline.run_folder import claimed
 from pipeline.shards import read_facts, write_twin
 from pipeline.verify import verify
 from tests.pipeline.clean_run import write_clean_run
@@ -64,6 +67,46 @@ def test_a_run_is_its_raw_its_clean_shards_and_its_tables_and_processes_find_the
     found = verify(tmp_path / "run", workers=2)
     assert {one.name for one in found.findings} == {"raw/raw-000001.tar", "clean/clean-000002.tar", f"manifest/{table.name}"}
     assert found == verify(tmp_path / "run", workers=1)
+
+
+def test_models_and_records_of_a_run_are_whole_by_their_own_words(whole: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(whole["raw"].parent, tmp_path / "run")
+    trained = tmp_path / "run" / "rounds" / "2" / "train"
+    trained.mkdir(parents=True)
+    save_file({"a": np.ones(9, np.float32), "b": np.ones(2, np.float32)}, trained / "whole.safetensors", {"told": "of"})
+    content = (trained / "whole.safetensors").read_bytes()
+    for name, damaged in {
+        "short": content[:-1],
+        "long": content + b"x",
+        "header": content[:20],
+        "none": b"",
+        "text": b"\2" + bytes(7) + b"hi",
+    }.items():
+        (trained / f"{name}.safetensors").write_bytes(damaged)
+    (trained / "model.json").write_text('{"half": ')
+    assert wrong(tmp_path / "run") == {
+        "rounds/2/train/header.safetensors": "cannot be read: ends within its header, at 20 bytes",
+        "rounds/2/train/long.safetensors": f"cannot be read: it has {len(content) + 1} bytes, and {len(content)} by its header",
+        "rounds/2/train/model.json": "cannot be read: Expecting value: line 1 column 10 (char 9)",
+        "rounds/2/train/none.safetensors": "cannot be read: its header is none of safetensors (Expecting value: line 1 column 1 (char 0))",
+        "rounds/2/train/short.safetensors": f"cannot be read: it has {len(content) - 1} bytes, and {len(content)} by its header",
+        "rounds/2/train/text.safetensors": "cannot be read: its header is none of safetensors (Expecting value: line 1 column 1 (char 0))",
+    }
+
+
+def test_a_run_whose_record_is_damaged_is_gone_on_with_by_the_advice_of_both_commands(
+    whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, crawl = RunLayout(tmp_path / "run"), tmp_path / "crawl"
+    shutil.copytree(whole["raw"].parent, run.root)
+    run.run_json.write_text('{"crawl": "/da')
+    code, told = said(capsys, "verify", str(run.root))
+    assert code == 1 and 'write {"crawl": "/the/absolute/path"} into run.json' in told
+    with pytest.raises(StaleInput, match=r'write {"crawl": "/the/absolute/path"} into'), claimed(crawl, run):
+        pass
+    run.run_json.write_text(json.dumps({"crawl": str(crawl)}))
+    with claimed(crawl, run):
+        assert verify(run.root, workers=1).findings == []
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:

@@ -123,6 +123,7 @@ def walk(place: str, under: str = "") -> Iterator[Entry]:
 
 def matching(crawl: str, config: IngestConfig, suffixes: tuple[str, ...] = ()) -> tuple[str, list[Entry]]:
     """(folder, its files that belong to the crawl, by name): one file, those of a pattern, or all below a folder with one of the suffixes.
+    Links and what is no regular file are among them, by their `kind`.
 
     A pattern is in the last part of the crawl: `{0000..0099}` counts up, with zeros in front as written; `*` and `?` match names, though not
     by http(s), which cannot list.
@@ -132,18 +133,18 @@ def matching(crawl: str, config: IngestConfig, suffixes: tuple[str, ...] = ()) -
     if is_pattern(crawl):
         names = _counted(last)
         if names is None:
-            found = [entry for entry in children(base) if entry.kind == "file" and fnmatch.fnmatchcase(entry.path, last)]
+            found = [entry for entry in children(base) if entry.kind != "folder" and fnmatch.fnmatchcase(entry.path, last)]
         else:
             found = []
             for name in names:
                 entry = facts(join(base, name), config)
                 if entry is None:
                     raise BadCrawl(f"There is no {recorded(join(base, name))}, though {recorded(crawl)} names it.")
-                found.append(Entry(name, entry.size, entry.mark))
+                found.append(Entry(name, entry.size, entry.mark, "link" if _is_link(join(base, name)) else "file"))
         return base, sorted(found, key=lambda entry: entry.path)
     entry = facts(crawl, config)
     if entry is not None and entry.kind == "folder":
-        below = [one for one in walk(crawl) if one.kind == "file" and one.path.lower().endswith(suffixes)]
+        below = [one for one in walk(crawl) if one.path.lower().endswith(suffixes)]
         return crawl, sorted((one for one in below if not _hidden(one.path)), key=lambda one: one.path)
     return base, [Entry(last, entry.size, entry.mark)] if entry else []
 
@@ -158,6 +159,10 @@ def is_pattern(crawl: str) -> bool:
     if _counted(last) is not None:
         return not _exists_locally(crawl)
     return not is_web(crawl) and any(sign in last for sign in "*?") and not _exists_locally(crawl)
+
+
+def _is_link(place: str) -> bool:
+    return not is_remote(place) and os.path.islink(place)  # noqa: PTH114 - paths that are no UTF-8
 
 
 def _exists_locally(crawl: str) -> bool:

@@ -4,14 +4,16 @@ import errno
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline import places
 from pipeline.config import IngestConfig
+from pipeline.errors import BadCrawl
 from pipeline.looks import Look
 from pipeline.web import TooLarge
 
@@ -151,13 +153,30 @@ def steering_key(path: str) -> Problem | None:
     return ("bad_key", "control characters in the name") if _CONTROL.search(path) else None
 
 
+_LINK = "a link, which is not followed"
+
+
 def unreadable(error: OSError) -> Problem:
     """The problem of a file that could not be read."""
     if isinstance(error, TooLarge):
         return "too_large", str(error)
     if error.errno == errno.ELOOP:
-        return "unreadable", "a link, which is not followed"
+        return "unreadable", _LINK
     return "unreadable", error.strerror or str(error) or type(error).__name__
+
+
+def irregular(kind: places.Kind) -> Problem | None:
+    """The problem of what was listed as a link, a pipe or a device; None of a file."""
+    return None if kind == "file" else ("unreadable", _LINK if kind == "link" else "no regular file")
+
+
+def require_regular(crawl: str, files: Sequence[places.Entry]) -> None:
+    """Raise BadCrawl when files were listed and none is a regular one: a run of them would be rows of problems alone."""
+    if files and all(one.kind != "file" for one in files):
+        are_links = any(one.kind == "link" for one in files)
+        what = "links, which are not followed" if are_links else "pipes or devices, which are not read"
+        advice = "Give the place that they lead to, or a copy by `cp -rL`." if are_links else "Give files."
+        raise BadCrawl(f"{places.recorded(crawl)} has nothing but {what}: {len(files)}, as {uri_text(files[0].path)}. {advice}")
 
 
 LICENSE = ("license", "licence")

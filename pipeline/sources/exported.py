@@ -128,7 +128,7 @@ def _told(crawl: str, config: IngestConfig) -> _Told | None:
 
 def _require_whole(crawl: str, files: list[places.Entry], whole: Mapping[str, tuple[int, int]]) -> None:
     """The files that are told of are there in their length, and no others."""
-    sizes = {one.path: one.size for one in files}
+    sizes = {one.path: one.size for one in files if one.kind == "file"}
     where = places.recorded(crawl)
     for path, (size, _) in whole.items():
         if sizes.get(path) != size:
@@ -208,7 +208,7 @@ def _read_records(crawl: str, plan: Path, number: int, config: IngestConfig) -> 
 
 
 def _list_pictures(crawl: str, files: list[places.Entry], plan: Path, config: IngestConfig) -> Listing:
-    tables = {one.path for one in files}
+    tables = {one.path for one in files if one.kind == "file"}
     own = tables | {_DATASET, _IDENTITIES, "_receipt.json"}
     pictures = (entry for entry in places.walk(crawl) if entry.path not in own)
     return huggingface.list_named(pictures, _lines(crawl, sorted(tables), config), plan, config)

@@ -22,7 +22,7 @@ from pipeline.duck import literal, spilling
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
 from pipeline.sources import file_plan, table
-from pipeline.sources.base import Item, Listing, Problem, bad_key, license_of, named, steering_key, unreadable, uri_text
+from pipeline.sources.base import Item, Listing, Problem, bad_key, license_of, named, require_regular, steering_key, unreadable, uri_text
 
 SPLITS = frozenset("train training test testing validation valid val dev eval evaluation".split())
 _METADATA = ("metadata.csv", "metadata.jsonl")
@@ -57,9 +57,12 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     files = [
         entry for entry in places.matching(crawl, config, (".parquet",))[1] if not entry.path.split("/")[-1].startswith(("_", "metadata."))
     ]
-    (plan / "form.json").write_text(json.dumps({"is_parquet": bool(files)}), "utf-8")
-    if files:
-        identity, names = _label(crawl, files[0].path, config)
+    shards = [entry for entry in files if entry.kind == "file"]
+    if files and not shards and not any(entry.kind == "file" for entry in _pictures(crawl)):
+        require_regular(crawl, files)
+    (plan / "form.json").write_text(json.dumps({"is_parquet": bool(shards)}), "utf-8")
+    if shards:
+        identity, names = _label(crawl, shards[0].path, config)
         return table.list_tables(crawl, files, plan, config, identity=identity, names=names)
     found = sorted(entry.path for entry in places.walk(crawl) if entry.path.rpartition("/")[2] in _METADATA)
     if found:

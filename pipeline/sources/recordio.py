@@ -21,7 +21,7 @@ from pipeline import places, recordio
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
-from pipeline.sources.base import Item, Listing, Problem, digest_of, named, order_of, unreadable, uri_text
+from pipeline.sources.base import Item, Listing, Problem, digest_of, irregular, named, order_of, require_regular, unreadable, uri_text
 
 _BLOCK = 16
 _EXACT = 2**24
@@ -42,6 +42,7 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     base, files = places.matching(crawl, config, (".rec",))
     if not files:
         raise BadCrawl(f"{crawl} holds no .rec file.")
+    require_regular(crawl, files)
     blocks: list[NDArray[np.int64]] = []
     items = digest = 0
     for number, entry in enumerate(files):
@@ -110,7 +111,9 @@ def _identity(label: float) -> tuple[str, Problem | None]:
 
 
 def _blocks(base: str, entry: places.Entry, config: IngestConfig) -> tuple[NDArray[np.int64], int]:
-    """(blocks [N, 2] of first and last byte + 1, number of records) of a file."""
+    """(blocks [N, 2] of first and last byte + 1, number of records) of a file; one of each for what is none, which becomes a row."""
+    if irregular(entry.kind) is not None:
+        return np.array([[0, max(1, entry.size)]], np.int64), 1
     place = places.join(base, entry.path)
     try:
         with places.open_file(place, config) as file:

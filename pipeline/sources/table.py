@@ -23,7 +23,20 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
-from pipeline.sources.base import LICENSE, Item, Listing, Problem, bad_key, digest_of, named, text_or_none, unreadable, uri_text
+from pipeline.sources.base import (
+    LICENSE,
+    Item,
+    Listing,
+    Problem,
+    bad_key,
+    digest_of,
+    irregular,
+    named,
+    require_regular,
+    text_or_none,
+    unreadable,
+    uri_text,
+)
 from pipeline.sources.img2dataset import failure
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
@@ -73,7 +86,9 @@ def is_table(path: str) -> bool:
 def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
     """Find the columns and cut the rows into slices. Raises BadCrawl when a table lacks the columns, with those that it has."""
     if places.is_folder(crawl, config):
-        found = [one for one in places.children(crawl) if one.kind == "file" and is_table(one.path) and not one.path.startswith((".", "_"))]
+        found = [
+            one for one in places.children(crawl) if one.kind != "folder" and is_table(one.path) and not one.path.startswith((".", "_"))
+        ]
         return list_tables(crawl, sorted(found, key=lambda one: one.path), plan, config)
     base, files = places.matching(crawl, config, SUFFIXES)
     return list_tables(base, files, plan, config)
@@ -82,11 +97,20 @@ def list_slices(crawl: str, plan: Path, config: IngestConfig) -> Listing:
 def list_tables(
     base: str, files: list[places.Entry], plan: Path, config: IngestConfig, *, identity: str | None = None, names: list[str] | None = None
 ) -> Listing:
-    """The listing of tables; `identity` names the column for this crawl, `names` the identities when the column holds numbers of them."""
+    """The listing of tables; `identity` names the column for this crawl, `names` the identities when the column holds numbers of them.
+
+    A table that is a link, or no regular file, is an item. Raises BadCrawl when all are, and when one lacks the columns.
+    """
+    require_regular(base, files)
     items = total = digest = 0
     tables: list[dict[str, Any]] = []
     slices: list[tuple[int, int, int]] = []
     for number, entry in enumerate(files):
+        if (problem := irregular(entry.kind)) is not None:
+            tables.append({"path": entry.path, "local": None, "problem": problem})
+            slices.append((number, 0, 0))
+            items, digest = items + 1, (digest + digest_of(places.name_of(entry.path), entry.size, entry.mark)) % 2**128
+            continue
         place = places.join(base, entry.path)
         local = _local(place, plan / f"table-{number:05d}.parquet", config)
         try:
@@ -112,9 +136,13 @@ def read_slice(crawl: str, plan: Path, number: int, config: IngestConfig) -> Ite
     listed = json.loads((plan / "tables.json").read_text("utf-8"))
     which, start, stop = listed["slices"][number]
     table = listed["tables"][which]
-    columns = Columns(**table["columns"])
     place = places.join(listed["base"], table["path"])
     shown = uri_text(places.name_of(place) if places.is_web(place) else table["path"])
+    if "problem" in table:
+        status, detail = table["problem"]
+        yield Item(f"{shown}#damage", "", problem=(status, detail))
+        return
+    columns = Columns(**table["columns"])
     rows, done = _rows(place, table["local"], start, stop, columns, config), start
     try:
         # Pictures elsewhere are waited for; some at a time, in order.
@@ -132,7 +160,7 @@ def count_identities(plan: Path, config: IngestConfig) -> dict[str, int]:
     """Rows by identity."""
     listed = json.loads((plan / "tables.json").read_text("utf-8"))
     counts: dict[str, int] = {}
-    for table in listed["tables"]:
+    for table in (one for one in listed["tables"] if "problem" not in one):
         column = table["columns"]["identity"]
         with _opened(places.join(listed["base"], table["path"]), table["local"], config) as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(columns=[column]):

@@ -17,7 +17,19 @@ import pyarrow.parquet as pq
 
 from pipeline import places
 from pipeline.config import IngestConfig
-from pipeline.sources.base import PICTURES, UNITS, Growth, Listing, Problem, bad_key, digest_of, unit_of, unreadable, uri_text
+from pipeline.sources.base import (
+    PICTURES,
+    UNITS,
+    Growth,
+    Listing,
+    Problem,
+    bad_key,
+    digest_of,
+    require_regular,
+    unit_of,
+    unreadable,
+    uri_text,
+)
 from pipeline.tars import Member, read_members
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -50,8 +62,9 @@ class _Part:
 
 
 def list_tars(crawl: str, plan: Path, config: IngestConfig) -> tuple[Listing, list[places.Entry]]:
-    """The listing, a slice a tar, and the tars; their paths go into the plan."""
+    """The listing, a slice a tar, and the tars; their paths go into the plan. Raises BadCrawl when all are links."""
     base, tars = places.matching(crawl, config, SUFFIXES)
+    require_regular(crawl, tars)
     marks = {tar.path: digest_of(places.name_of(places.join(base, tar.path)), tar.size, tar.mark) for tar in tars}
     write_tars(plan, base, marks)
     return Listing(len(tars), sum(tar.size for tar in tars), len(tars), f"{sum(marks.values()) % 2**128:032x}"), tars

@@ -263,6 +263,44 @@ def test_an_imagefolder_refuses_paths_with_control_characters(tmp_path: Path) ->
     }
 
 
+LINK = ("unreadable", "a link, which is not followed")
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        *[("webdataset", "00000.tar"), ("img2dataset", "00000.tar"), ("recordio", "train.rec"), ("table of bytes", "crawl.parquet")],
+        ("hugging face, parquet", "data/test-00000-of-00001.parquet"),
+    ],
+)
+def test_a_linked_file_of_a_crawl_is_a_row_and_a_crawl_of_links_is_refused(form: str, name: str, tmp_path: Path) -> None:
+    FORMS[form][1](tmp_path / "crawl", people())
+    before = status_of(items_of(tmp_path / "crawl", tmp_path / "plan"))
+    real = tmp_path / "crawl" / name
+    link, pipe = (real.with_name(f"zz-{what}{real.suffix}") for what in ("link", "pipe"))
+    link.symlink_to(real)
+    os.mkfifo(pipe)
+    found = {item.source_uri: item for item in items_of(tmp_path / "crawl", tmp_path / "plan")}
+    problems = {uri.partition("#")[0]: item.problem for uri, item in found.items() if uri not in before and "twin" not in str(item.problem)}
+    assert problems == {f"{Path(name).parent / link.name}": LINK, f"{Path(name).parent / pipe.name}": ("unreadable", "no regular file")}
+    assert before.keys() <= found.keys()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / real.name).symlink_to(real)
+    with pytest.raises(BadCrawl, match=r"nothing but links, which are not followed: 1, as .*cp -rL"):
+        items_of(tmp_path / "linked", tmp_path / "plan")
+
+
+def test_a_linked_tar_by_a_pattern_is_a_row(tmp_path: Path) -> None:
+    crawl = FORMS["webdataset"][1](tmp_path / "crawl", people())
+    (crawl / "00004.tar").symlink_to("00000.tar")
+    for pattern in ("*.tar", "{00003..00004}.tar"):
+        found = {item.source_uri: item.problem for item in items_of(crawl / pattern, tmp_path / "plan") if item.problem == LINK}
+        assert found == {"00004.tar#damage": LINK}
+    (crawl / "00005.tar").symlink_to("00000.tar")
+    with pytest.raises(BadCrawl, match=r"nothing but links, which are not followed: 2, as 00004\.tar"):
+        items_of(crawl / "{00004..00005}.tar", tmp_path / "plan")
+
+
 def test_rules_of_names() -> None:
     assert named("Zoe\u0308") == ("Zo\u00eb", None) and named(7) == ("7", None) and named(" a ") == (" a ", None)
     assert all(named(value)[1] is not None for value in (None, True, 1.5, [], "", " ", "x" * (MAX_IDENTITY_BYTES + 1)))

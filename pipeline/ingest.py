@@ -25,7 +25,7 @@ from pipeline.receipts import Counts, Progress, Receipt, atomic, fingerprint, re
 from pipeline.sources import SOURCES, recognise
 from pipeline.sources.base import Listing
 
-VERSION = 9
+VERSION = 10
 _BATCH = 100_000
 _NOT_BAD = {"ok", "duplicate", "forgotten"}
 

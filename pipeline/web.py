@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import io
 import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -25,6 +26,7 @@ _ATTEMPTS = 4
 _CHUNK = 1 << 18
 _HEADERS = {"User-Agent": "arcface-purify", "Accept-Encoding": "identity", "Connection": "close"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PATH = "/%:=&?~#+!$,;'@()*[]"
 
 
@@ -91,7 +93,11 @@ def open_stream(url: str, limits: Limits) -> BinaryIO:
 
 
 def check_url(url: str) -> tuple[str, str, int, str]:
-    """(scheme, host, port, path with query) of a URL. Raises Refused unless it is http or https, with a host and without a password."""
+    """(scheme, host, port, path with query) of a URL.
+
+    Raises Refused: unless it is http or https, with a host, and without a password and control characters.
+    """
+    _require_no_control(url)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -105,6 +111,12 @@ def check_url(url: str) -> tuple[str, str, int, str]:
         raise Refused("no host in the URL")
     target = quote(parts.path or "/", safe=_PATH) + (f"?{quote(parts.query, safe=_PATH)}" if parts.query else "")
     return parts.scheme.lower(), parts.hostname, port or (443 if parts.scheme.lower() == "https" else 80), target
+
+
+def _require_no_control(url: str) -> None:
+    """Raise Refused for what `urlsplit` and `urljoin` would leave out, so that another URL would be asked."""
+    if _CONTROL.search(url):
+        raise Refused("control characters in the URL")
 
 
 def check_address(address: str, limits: Limits) -> None:
@@ -243,6 +255,9 @@ def _asked(
                     location = answer.getheader("Location") or ""
             except http.client.HTTPException as error:
                 raise OSError(f"no sound answer: {type(error).__name__}") from error
+        if not location:
+            raise Refused(f"the server answers {answer.status} {answer.reason} and does not say where to")
+        _require_no_control(location)
         onward = urljoin(url, location)
         if scheme == "https" and onward.lower().startswith("http:"):
             raise Refused("a redirect from https to http")

@@ -214,6 +214,8 @@ def _picture(value: object, table: str, config: IngestConfig) -> tuple[bytes, st
         return value, None, None
     if not isinstance(value, str) or not value:
         return b"", None, ("unreadable", _NOTHING)
+    if places.is_remote(value.strip()):  # of a path, white space may be a part
+        value = value.strip()
     try:
         if places.holds_credentials(value):
             return b"", None, ("unreadable", "a user or password in the URL")

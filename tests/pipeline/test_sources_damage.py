@@ -42,6 +42,7 @@ def test_cells_of_a_table(tmp_path: Path) -> None:
         "pipe:cat /etc/passwd": "bad_key",
         "ftp://example.org/a.jpg": "unreadable",
         "s3://key:secret@bucket/a.jpg": "unreadable",
+        " s3://key:secret@bucket/a.jpg": "unreadable",
         "http://127.0.0.1:9/a.jpg": "unreadable",
         "link.jpg": "unreadable",
         "door/outside.jpg": "unreadable",

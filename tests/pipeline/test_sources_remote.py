@@ -105,12 +105,20 @@ def test_a_table_of_urls_has_a_row_for_each(tmp_path: Path) -> None:
     answers: Answers = {
         "/a.jpg": picture(1),
         "/big.jpg": b"x" * 70_000,
+        "/to-control": lambda it: it.whole(b"", status=302, Location="/a\t.jpg"),
         "/to-file": lambda it: it.whole(b"", status=302, Location="file:///etc/passwd"),
     }
     answers["/moved.jpg"] = lambda it: it.whole(b"", status=301, Location="/a.jpg")
     answers["/round"] = lambda it: it.whole(b"", status=302, Location="/round")
     answers["/cut.jpg"] = lambda it: it.whole(picture(1)[:500], claimed=2000)
-    wanted = {"/a.jpg": "ok", "/moved.jpg": "ok", "/gone.jpg": "unreadable", "/to-file": "unreadable", "/round": "unreadable"}
+    wanted = {
+        "/a.jpg": "ok",
+        "/moved.jpg": "ok",
+        "/gone.jpg": "unreadable",
+        "/to-file": "unreadable",
+        "/round": "unreadable",
+        "/to-control": "unreadable",
+    }
     wanted |= {"/big.jpg": "too_large", "/cut.jpg": "unreadable"}
     with serving(answers) as (url, _):
         pq.write_table(pa.Table.from_pylist([{"identity": "A", "url": url + path} for path in wanted]), tmp_path / "t.parquet")
@@ -122,6 +130,23 @@ def test_a_table_of_urls_has_a_row_for_each(tmp_path: Path) -> None:
         assert {item.problem for item in closed} == {
             ("unreadable", "127.0.0.1 is no public address; ingest.allow_private_addresses=true reads it all the same")
         }
+
+
+def test_urls_of_a_table_are_asked_as_they_stand_or_not_at_all(tmp_path: Path) -> None:
+    control = ("unreadable", "control characters in the URL")
+    with serving({"/a.jpg": picture(1), "/nowhere": lambda it: it.whole(b"", status=302)}) as (url, asked):
+        wanted = {
+            f" {url}/a.jpg\r\n": None,
+            f"{url}/a\r\n.jpg": control,
+            f"{url}/\ta.jpg": control,
+            f"{url}/\x7fa.jpg": control,
+            f"{url}/nowhere": ("unreadable", "the server answers 302 Found and does not say where to"),
+        }
+        pq.write_table(pa.Table.from_pylist([{"identity": "A", "url": cell} for cell in wanted]), tmp_path / "t.parquet")
+        items = items_of(tmp_path / "t.parquet", tmp_path / "plan", OPEN)
+        assert dict(zip(wanted, [item.problem for item in items], strict=True)) == wanted
+        assert items[0].content == picture(1) and items[0].source_url == f"{url}/a.jpg"
+        assert sorted(path for _, path, _ in asked) == ["/a.jpg", "/nowhere"]
 
 
 def test_a_stream_that_ends_early_is_gone_on_with(tmp_path: Path) -> None:
@@ -237,6 +262,7 @@ def test_public_addresses_are_not_refused() -> None:
         ("http:///a", "no host"),
         ("http://example.org:99999/", "no URL"),
         ("http://[::1/", "no URL"),
+        ("http://example.org/a\r\nX: b", "control characters"),
     ],
 )
 def test_urls_that_are_none_are_refused(url: str, message: str) -> None:
@@ -246,7 +272,7 @@ def test_urls_that_are_none_are_refused(url: str, message: str) -> None:
 
 
 def test_odd_letters_of_a_url_cannot_write_a_second_request() -> None:
-    scheme, host, port, target = web.check_url("HTTP://Example.org/a b\r\nX: é?q=1 2%20")
+    scheme, host, port, target = web.check_url("HTTP://Example.org/a b\x85X: é?q=1 2%20")
     assert (scheme, host, port) == ("http", "example.org", 80)
     assert target.isascii() and not set(target) & set(" \r\n")
 

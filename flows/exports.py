@@ -50,7 +50,8 @@ def export(
     out: Annotated[
         str | None,
         Parameter(
-            group=_Form, help="The folder to write: not there, empty, or an export of the same form; or a URL, as s3://bucket/prefix."
+            group=_Form,
+            help="The folder to write: not there, empty, or an export of the same form and nothing else; or a URL, as s3://bucket/prefix.",
         ),
     ] = None,
     samples_per_shard: Annotated[int | None, Parameter(group=_Form, help="Samples in a tar or Parquet file.", show_default=False)] = None,
@@ -98,7 +99,7 @@ def export(
     from pipeline.config import validate
     from pipeline.export import is_current
     from pipeline.exporters.base import Wanted
-    from pipeline.exporters.stage import export_to, plan_only
+    from pipeline.exporters.stage import export_to, plan_only, require_place
     from pipeline.fanout import prepare
     from pipeline.stores import require_store
 
@@ -115,7 +116,10 @@ def export(
         val=val,
         min_images=min_images,
     )
-    if not is_current(layout, validate(record["config"])):
+    is_written = is_current(layout, validate(record["config"]))
+    if out is not None:
+        require_place(out, wanted, layout.clean if is_written else None)
+    if not is_written:
         if dry_run:
             raise BadInput(f"Since {layout.clean} was written something was decided or changed. Run `purify export {run}` first.")
         _again(run)

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
@@ -259,7 +259,24 @@ def _pictures(root: str, table: pa.Table) -> Checked:
         size += len(content)
         if len(content) != count or hashlib.sha256(content).hexdigest() != sha256:
             findings.append(Finding(uri_text(name), "has other bytes than its row tells of"))
-    return Checked(len(names), size, findings, np.fromiter(map(name_hash, names), np.uint64, len(names)))
+    return Checked(len(names), size, findings, name_hashes(names))
+
+
+def not_told_of(root: str, allowed: Set[str], pictures: Sequence[NDArray[np.uint64]]) -> Iterator[str]:
+    """Paths, in no order, of the files below a folder that are not `allowed`, nor among the names whose hashes are `pictures`."""
+    known = np.sort(np.concatenate(pictures)) if pictures else np.empty(0, np.uint64)
+    for entry in places.walk(root):
+        if entry.path in allowed:
+            continue
+        hashed = name_hash(entry.path)
+        place = np.searchsorted(known, np.uint64(hashed))
+        if place >= len(known) or int(known[place]) != hashed:
+            yield entry.path
+
+
+def name_hashes(names: Collection[str]) -> NDArray[np.uint64]:
+    """`name_hash` of each."""
+    return np.fromiter(map(name_hash, names), np.uint64, len(names))
 
 
 def name_hash(name: str) -> int:

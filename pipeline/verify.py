@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,7 +19,7 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadInput
 from pipeline.fanout import fan_out
-from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, name_hash
+from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, not_told_of
 from pipeline.layout import RunLayout
 from pipeline.places import Location, join
 from pipeline.receipts import NAME as RECEIPT
@@ -248,15 +247,7 @@ def _not_told_of(folder: _Folder, checked: list[Checked]) -> list[Finding]:
     if folder.form is None:
         allowed |= {f"{name.removesuffix('.tar')}.sha256" for name in expected} | _LISTS
     pictures = [one.pictures for one in checked if one.pictures is not None]
-    known = np.sort(np.concatenate(pictures)) if pictures else np.empty(0, np.uint64)
-    findings = []
-    for entry in places.walk(folder.root):
-        if entry.path in allowed:
-            continue
-        place = np.searchsorted(known, np.uint64(name_hash(entry.path))) if len(known) else 0
-        if place >= len(known) or int(known[place]) != name_hash(entry.path):
-            findings.append(Finding(uri_text(entry.path), "is there, and nothing tells of it"))
-    return findings
+    return [Finding(uri_text(path), "is there, and nothing tells of it") for path in not_told_of(folder.root, allowed, pictures)]
 
 
 def advice(place: Location, findings: Sequence[Finding]) -> str:

@@ -19,6 +19,7 @@ from pipeline import receipts
 from pipeline.errors import BadConfig, BadInput, BadShard
 from pipeline.exporters import EXPORTERS, recordio, stream
 from pipeline.exporters.base import FileFacts, Job, Wanted, hand_over
+from pipeline.exporters.place import DATASET, require_free
 from pipeline.exporters.plan import Plan, make_plan
 from pipeline.fanout import prepare, worker_count, workers_kept
 from pipeline.hashed import HashedFile
@@ -28,7 +29,6 @@ from pipeline.shards import shard_stems
 from pipeline.stores import is_empty, read_json, require_store, upload
 
 VERSION = 1
-DATASET = "dataset.json"
 IDENTITIES = "identities.json"
 LEAST_BYTES = 10_240
 """Of a shard: a tar ends with zeros up to there."""
@@ -41,30 +41,41 @@ def plan_only(clean: Path, wanted: Wanted) -> Plan:
         return make_plan(clean, Path(folder), wanted, EXPORTERS[wanted.form])
 
 
+def require_place(out: Location, wanted: Wanted, clean: Path | None) -> None:
+    """Raise BadInput when a folder may not take this export of `clean`, as `export_to` does before it writes; None: of clean shards still to be made.
+
+    Nothing is asked of a store.
+    """
+    wanted = _checked(wanted)
+    if not is_remote(out):
+        require_free(Path(located(out)), _stage(wanted), None if clean is None else _mark(clean, wanted))
+
+
 def export_to(
     clean: Path, out: Location, wanted: Wanted, *, workers: int = 0, work: Path | None = None, progress: Progress | None = None
 ) -> Receipt:
     """Receipt of `out`, an export of the finished folder `clean`. Killed, it goes on with what is not written yet.
 
+    What stands in `out` is replaced whole, so a file that it does not tell of is in the way, when it begins and when it ends.
     `out` may be the URL of a store: then parts are made in a folder inside of `work`, a place on a disk, and moved as they are proven; there
     is nothing to rename in a store, so dataset.json comes last, and an export without it is not finished.
-    Raises BadConfig: for settings without sense. BadInput: when `out` holds anything but an earlier export of this form, when no sample is
-    left, and when a store does not take it. NoSpace: before anything is written. BadShard: when a clean shard is damaged,
+    Raises BadConfig: for settings without sense. BadInput: when `out` holds anything but an earlier export of this form, or that and
+    other files, when no sample is left, and when a store does not take it. NoSpace: before anything is written. BadShard: when a clean shard is damaged,
     or an export that is finished lacks a file.
     """
     wanted = _checked(wanted)
-    stage = f"export {wanted.form}"
-    mark = fingerprint(stage, VERSION, wanted.settings(), clean=mark_of(clean))
+    stage, mark = _stage(wanted), _mark(clean, wanted)
     if is_remote(out):
         return _into_store(clean, require_store(str(out)), wanted, stage, mark, work or clean.parent, workers, progress)
     out = Path(located(out))
-    _require_free(out, stage)
+    require_free(out, stage, mark)
 
     def write(folder: Path) -> Counts:
         if not (folder / DATASET).exists():
             write_json(folder / DATASET, _fill(folder, clean, wanted, mark, workers, None, progress))
         for rest in (".plan", ".parts"):
             shutil.rmtree(folder / rest, ignore_errors=True)
+        require_free(out, stage, mark)  # hours later
         return _counts(json.loads((folder / DATASET).read_text("utf-8")))
 
     try:
@@ -75,6 +86,14 @@ def export_to(
     if receipt.reused:
         _require_files(out)
     return receipt
+
+
+def _stage(wanted: Wanted) -> str:
+    return f"export {wanted.form}"
+
+
+def _mark(clean: Path, wanted: Wanted) -> str:
+    return fingerprint(_stage(wanted), VERSION, wanted.settings(), clean=mark_of(clean))
 
 
 def _remove_unplanned(begun: list[Path]) -> None:
@@ -162,14 +181,6 @@ def _checked(wanted: Wanted) -> Wanted:
         )
     # Parts of a sorted export are how it is worked on, and leave no trace in it.
     return replace(wanted, samples_per_shard=0, bytes_per_shard=recordio.PART_BYTES) if EXPORTERS[wanted.form].by_identity else wanted
-
-
-def _require_free(out: Path, stage: str) -> None:
-    if not out.exists():
-        return
-    standing = receipts.read(out) if out.is_dir() else None
-    if not out.is_dir() or (any(out.iterdir()) and (standing is None or standing.stage != stage)):
-        raise BadInput(f"{out} holds something else than an {stage}. Give a folder that is empty, or not there.")
 
 
 def _bytes_needed(job: Job) -> int:

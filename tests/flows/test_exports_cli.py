@@ -138,3 +138,16 @@ def test_bytes_are_read(text: str, count: int) -> None:
     for wrong in (f"-{text}", f"{text}x", "GB", ""):
         with pytest.raises(BadConfig):
             parsed_bytes(wrong)
+
+
+def test_files_that_an_export_would_lose_are_named_by_a_dry_run_too(
+    run: RunLayout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("export", str(run.root), "--to", "recordio", "--out", str(tmp_path / "out"), "--workers", "1")
+    said(capsys, *words)
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
+        (tmp_path / "out" / name).write_text("x")
+    for more in ((), ("--dry-run",)):
+        text = said(capsys, *words, "--val", "0.2", *more, code=1)
+        assert "files that this export did not write:" in text and ".txt and more. They would be lost" in text
+    assert len(list((tmp_path / "out").glob("?.txt"))) == 4 and not list(tmp_path.glob(".out.partial-*"))

@@ -14,9 +14,9 @@ import pytest
 from pipeline.decisions import decide
 from pipeline.errors import BadConfig, BadInput, BadShard, NoSpace
 from pipeline.export import is_current
-from pipeline.exporters import EXPORTERS
+from pipeline.exporters import EXPORTERS, stage
 from pipeline.exporters.base import Wanted
-from pipeline.exporters.stage import export_to, plan_only
+from pipeline.exporters.stage import export_to, plan_only, require_place
 from pipeline.layout import RunLayout
 from tests.pipeline.clean_run import NAMES, config, export_again, planted, write_clean, write_clean_run
 from tests.pipeline.export_readers import READERS, from_imagefolder, from_webdataset, kept, wanted
@@ -157,3 +157,35 @@ def test_an_export_of_other_settings_takes_the_place_of_the_old_one(run: RunLayo
     assert not export_to(run.clean, tmp_path / "out", wanted("parquet", val=0), workers=1).reused
     assert set(json.loads((tmp_path / "out" / "identities.json").read_text())) == {"train"}
     assert sorted({row["identity"] for row in json.loads((tmp_path / "out" / "identities.json").read_text())["train"]}) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("form", ["recordio", "imagefolder"])
+def test_what_an_export_did_not_write_is_not_removed_with_it(
+    run: RunLayout, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "out", wanted(form, val=0)
+    export_to(run.clean, out, wanted(form), workers=1)
+    require_place(out, other, run.clean)
+    stray = out / "train" / "Anna" / "model.pt"
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_bytes(b"weights")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for clean in (run.clean, None):
+        with pytest.raises(BadInput, match=r"files that this export did not write: train/Anna/model.pt\. .* Move them away"):
+            require_place(out, other, clean)
+    with pytest.raises(BadInput, match="did not write: train/Anna/model"):
+        export_to(run.clean, out, other, workers=1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert export_to(run.clean, out, wanted(form), workers=1).reused, "nothing is removed where the export stands already"
+    stray.unlink()
+    with monkeypatch.context() as patch:
+        tell = stage._told
+        patch.setattr(stage, "_told", lambda *facts: (stray.write_bytes(b"weights"), tell(*facts))[1])
+        with pytest.raises(BadInput, match="did not write"):
+            export_to(run.clean, out, other, workers=1)
+    assert stray.read_bytes() == b"weights"
+    stray.unlink()
+    export_to(run.clean, out, other, workers=1)
+    (out / "dataset.json").write_text("{")
+    with pytest.raises(BadInput, match="does not tell which files are its own"):
+        export_to(run.clean, out, wanted(form), workers=1)

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
 from flows import crawls, evaluation, exports, flags, inversion, models, operations, questions, reviews, upkeep
-from flows.outputs import NewFile, NewFolder
+from flows.outputs import NamedPlace, NewFile, NewFolder, require_named
 from flows.screen import plain, plain_lines
 from pipeline.config import MOST_WORKERS, Config, Mode, load
 from pipeline.errors import BadConfig, BadInput, PurifyError
@@ -28,6 +28,7 @@ app = App(
     name="purify",
     help="Clean a raw web face crawl with sub-center ArcFace: find the wrong faces, keep a row for every decision, export clean shards.",
     version=lambda: version("arcface-purify"),
+    group_parameters=Group("Parameters", validator=require_named),
     help_epilogue="Try it:  purify demo        Your crawl:  purify run CRAWL RUN --preset cpu        Ask:  purify report RUN",
 )
 crawls.add_to(app)
@@ -54,7 +55,7 @@ Overrides = Annotated[
 
 @app.command
 def run(
-    crawl: str,
+    crawl: NamedPlace,
     run: Path,
     *,
     preset: Preset = None,

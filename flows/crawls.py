@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import flags
-from flows.outputs import NewFile
+from flows.outputs import NamedPlace, NewFile
 from flows.screen import plain
 from pipeline.config import load
 from pipeline.visible import counted, json_text
@@ -28,7 +28,7 @@ def add_to(app: App) -> None:
 
 
 def inspect(
-    crawl: str,
+    crawl: NamedPlace,
     *,
     sheet: Annotated[NewFile | None, Parameter(help="A .jpg file to write, with some of the crops as ingest would make them.")] = None,
     sample: Annotated[int, Parameter(validator=Number(gte=1, lte=10**7), help="Items to look into.")] = 300,

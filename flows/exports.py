@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.outputs import NamedPlace
 from flows.screen import plain, plain_lines
 from flows.workers import PROGRAM
 from pipeline.config import MOST_WORKERS
@@ -48,7 +49,7 @@ def export(
         Parameter(group=_Form, help="The form: recordio is insightface's train.rec, hf what Hugging Face's load_dataset reads."),
     ] = None,
     out: Annotated[
-        str | None,
+        NamedPlace | None,
         Parameter(
             group=_Form,
             help="The folder to write: not there, empty, or an export of the same form and nothing else; or a URL, as s3://bucket/prefix.",
@@ -200,7 +201,7 @@ def _bar(name: str) -> Iterator[Report]:
 
 
 def verify(
-    place: str,
+    place: NamedPlace,
     *,
     workers: Annotated[int, Parameter(validator=Number(gte=0, lte=MOST_WORKERS), help="Processes; 0 is one per core.")] = 0,
 ) -> None:

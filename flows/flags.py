@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from flows.outputs import require_named
 from pipeline.config import SourceName
 
-SETTINGS = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.")
+SETTINGS = Group("Settings", help="Later wins: defaults, --preset, --config, then --set and the options below.", validator=require_named)
 Source = Annotated[SourceName | None, Parameter(group=SETTINGS, help="What reads the crawl, where the look of it misleads.")]
 Detector = Annotated[
     Literal["none", "landmarks", "yunet", "scrfd"] | None,

@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from flows.outputs import NamedPlace
 from flows.screen import plain, plain_lines
 from pipeline.config import load
 from pipeline.errors import BadConfig, BadInput
@@ -132,7 +133,7 @@ def _sources(entries: list[dict[str, Any]]) -> Table:
 
 
 def serve(
-    crawl: str,
+    crawl: NamedPlace,
     run: Path,
     *,
     cron: Annotated[

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from cyclopts import Parameter
+from cyclopts import ArgumentCollection, Parameter
 from cyclopts.validators import Path as PathKind
 
 from pipeline.errors import BadConfig
@@ -23,6 +23,25 @@ def _in_no_run(_: Any, path: Path | None) -> None:
         raise ValueError(str(error)) from error
 
 
+def _takes_paths(hint: Any) -> bool:
+    return hint is Path or any(map(_takes_paths, get_args(hint)))
+
+
+def require_named(arguments: ArgumentCollection) -> None:
+    """Raise ValueError for a path that was given as an empty text, as of a variable that is not set: it would be the current folder."""
+    for argument in arguments:
+        if _takes_paths(argument.hint) and any(not token.value.strip() for token in argument.tokens):
+            name = argument.name if argument.index is None else argument.name.removeprefix("--").upper()
+            raise ValueError(f"{name} is empty. Give a path; the current folder is `.`.")
+
+
+def _not_empty(_: Any, place: str | None) -> None:
+    if place is not None and not place.strip():
+        raise ValueError("It is empty. Give a path or a URL; the current folder is `.`.")
+
+
+NamedPlace = Annotated[str, Parameter(validator=_not_empty)]
+"""A path or a URL, which says what it is."""
 NewFile = Annotated[Path, Parameter(validator=(PathKind(dir_okay=False), _in_a_folder, _in_no_run))]
 """A file to write, in a folder that is there, and in no run folder."""
 NewFolder = Annotated[Path, Parameter(validator=(PathKind(file_okay=False), _in_no_run))]

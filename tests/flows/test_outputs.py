@@ -121,3 +121,26 @@ def test_a_form_that_contradicts_the_name_is_refused(run: Path, tmp_path: Path, 
     )
     said(capsys, "decisions", str(run), "--out", str(tmp_path / "d.parquet"))
     assert pq.read_table(tmp_path / "d.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("export", "{run}", "--to", "parquet", "--out", ""), "--out"),
+        (("run", "", "run"), "CRAWL"),
+        (("run", "crawl", ""), "RUN"),
+        (("run", "crawl", "run", "--config", ""), "--config"),
+        (("status", ""), "RUN"),
+        (("verify", " "), "PLACE"),
+    ],
+    ids=lambda one: "-".join(one).replace("{run}", "") if isinstance(one, tuple) else one,
+)
+def test_an_empty_path_is_not_the_current_folder(
+    run: Path, words: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([word.format(run=run) for word in words])
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert stop.value.code == 2 and name in told and "is empty. Give a path" in told.replace("It is", "is") and not list(Path().iterdir())

@@ -166,6 +166,18 @@ def same_bytes_elsewhere(raw: Path, files: RoundFiles, split: Split, copies: Cop
     return np.sort(row_N[order_N[~is_best_N]])
 
 
+def have_different_pictures(raw: Path) -> bool:
+    """True when an identity has two samples whose pictures differ: in their bytes, and by more than a near perceptual hash."""
+    with duckdb.connect() as db:
+        found = fetch(
+            db,
+            """SELECT 1 FROM read_parquet($raw) WHERE status = 'ok' GROUP BY identity
+               HAVING count(DISTINCT coalesce(near_duplicate_set, duplicate_set, source_uri)) > 1 LIMIT 1""",
+            {"raw": every(raw, "raw-*.parquet")},
+        )
+    return bool(found.num_rows)
+
+
 def _by_class(class_N: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
     """Places of each class."""
     order_N = class_N.argsort(kind="stable")

@@ -20,7 +20,7 @@ from arcface_core.noise.rules import VERDICTS
 from pipeline import shards
 from pipeline.centers import is_given
 from pipeline.config import Config, IsolateConfig, as_dict
-from pipeline.copies import find_copies, same_bytes_elsewhere
+from pipeline.copies import find_copies, have_different_pictures, same_bytes_elsewhere
 from pipeline.evidence import SWEEP_DEG, EvidencePart, Seen, sum_of, write_evidence
 from pipeline.fanout import workers_kept
 from pipeline.files import save_array
@@ -43,6 +43,7 @@ _ADVICE = {
 }
 """What to do about a head that was trained (False), and about a model that was given (True), when it tells no identities apart."""
 _OF_FEW = "A larger crawl would show it. If the model is known to be good for faces like these, have it judge all the same."
+_OF_ONE_PHOTO = "Give a crawl in which identities have several pictures, and not one photograph several times; no model mends that."
 _TEMPORARY = (".evidence", ".gathered", ".judged")
 
 
@@ -90,7 +91,7 @@ def _judge(raw: Path, train: Path, previous: Path | None, folder: Path, gathered
     seen = sum_of(crew.each(write_evidence, [EvidencePart(files, stem, split.first_row[stem], out) for stem, out in tables_of.items()]))
     own, null = histogram_of(seen.own), histogram_of(seen.null)
     held_out_rate = _held_out_rate(seen)
-    warning = _warning(gathered, own, null, is_given(train))
+    warning = _warning(raw, gathered, own, null, is_given(train))
     calibration = fit_calibration(own, null) if own.total else fit_calibration(gathered.head_own, gathered.head_null)
     may_judge = warning is None or settings.judge_anyway
     clean_deg = angle_of_probability(calibration, 0.5) if may_judge else 0.0
@@ -185,15 +186,27 @@ def _judge(raw: Path, train: Path, previous: Path | None, folder: Path, gathered
     }
 
 
-def _warning(gathered: Gathered, own: AngleHistogram, null: AngleHistogram, is_given: bool) -> str | None:
+def _warning(raw: Path, gathered: Gathered, own: AngleHistogram, null: AngleHistogram, is_given: bool) -> str | None:
     """What is wrong with a model that tells no identities apart, and what to do about it; None when it does."""
     pairs = gathered.pair_same, gathered.pair_other
     seen_by_model = no_better_than_chance(*pairs) if is_given else degenerate_head(gathered.head_own, gathered.head_null)
-    nothing = None if own.total else "no identity has two samples that differ, so none can be judged by the others"
-    finding, advice = seen_by_model or nothing or degenerate_head(own, null), _ADVICE[is_given]
+    finding, advice = seen_by_model, _ADVICE[is_given]
+    if finding is None and own.total == 0:
+        finding, advice = _nothing_to_compare(raw, gathered, advice)
+    finding = finding or degenerate_head(own, null)
     if finding is None and is_given:
         finding, advice = too_few_pairs(*pairs), _OF_FEW
     return f"{finding[0].upper()}{finding[1:]}. {advice}" if finding else None
+
+
+def _nothing_to_compare(raw: Path, gathered: Gathered, of_model: str) -> tuple[str, str]:
+    """Why no sample has a consensus of others to be compared with, and what to do about it: the crawl has nothing, or the model sees nothing."""
+    if not have_different_pictures(raw):
+        return "no identity has two samples that differ, so none can be judged by the others", _OF_ONE_PHOTO
+    if gathered.pair_same.total == 0:  # near duplicates are not counted there
+        return "the model takes all pictures of an identity for one photograph, though there are different ones", of_model
+    seen = no_better_than_chance(gathered.pair_same, gathered.pair_other)
+    return seen or "the model finds no two different pictures of an identity that agree, so none can be judged by the others", of_model
 
 
 def _held_out_rate(seen: Seen) -> float | None:

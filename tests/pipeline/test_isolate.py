@@ -19,15 +19,17 @@ from pipeline.models import save_tensors
 from tests.pipeline.planted_embeddings import DIM, Sample, crawl, directions, names_of, planted, sealed
 
 
-def judge(root: Path, samples: list[Sample], *settings: str, per_shard: int = 100, previous: Path | None = None) -> list[dict[str, Any]]:
-    """The noise rows, in the order of the samples."""
+def judge(
+    root: Path, samples: list[Sample], *settings: str, per_shard: int = 100, previous: Path | None = None, head: torch.Tensor | None = None
+) -> list[dict[str, Any]]:
+    """The noise rows, in the order of the samples. `head`: centers [identities, K, DIM]; those of the samples by default."""
     names = names_of(samples)
 
     def train(folder: Path) -> None:
         centers = [cluster_centers(torch.stack([v for identity, _, v in samples if identity == name]), 3) for name in names]
         rows = [{"class_index": at, "identity": name, "samples": 1} for at, name in enumerate(names)]
         pq.write_table(pa.Table.from_pylist(rows, schema=tables.CLASSES), folder / "classes.parquet")
-        save_tensors(folder / "head.safetensors", {"centers": torch.stack(centers)})
+        save_tensors(folder / "head.safetensors", {"centers": torch.stack(centers) if head is None else head})
 
     config = load(overrides=["evaluate.holdout=0", "device=cpu", "workers=1", *settings])
     raw, embeddings = planted(root, samples, per_shard=per_shard)
@@ -35,6 +37,10 @@ def judge(root: Path, samples: list[Sample], *settings: str, per_shard: int = 10
     rows = pa.concat_tables([pq.read_table(path) for path in sorted((root / "noise").glob("raw-*.parquet"))]).to_pylist()
     assert not any(isinstance(value, float) and math.isnan(value) for row in rows for value in row.values()), "SQL takes it for infinite"
     return sorted(rows, key=lambda row: str(row["source_uri"]))
+
+
+def warning_of(root: Path) -> str:
+    return str(json.loads((root / "noise" / "judge.json").read_text())["warning"])
 
 
 def proposals(root: Path) -> list[dict[str, Any]]:
@@ -219,4 +225,22 @@ def test_identities_of_one_photograph_judge_nobody(tmp_path: Path, each: int) ->
     samples = [(f"P{number:02d}", f"P{number:02d}", faces[number]) for number in range(20) for _ in range(each)]
     rows = judge(tmp_path, samples)
     assert {row["verdict"] for row in rows} == {"review"}
-    assert "no identity has two samples that differ" in json.loads((tmp_path / "noise" / "judge.json").read_text())["warning"].lower()
+    warning = warning_of(tmp_path)
+    assert "No identity has two samples that differ" in warning and "several pictures" in warning and "train longer" not in warning
+
+
+def test_a_model_that_takes_different_pictures_for_one_is_not_taken_for_a_crawl_of_copies(tmp_path: Path) -> None:
+    near = directions(3, 20).repeat_interleave(6, 0) + 0.003 * directions(4, 120)
+    judge(tmp_path, [(f"P{at // 6:02d}", "", normalize(near[at], dim=0)) for at in range(120)])
+    assert "The model takes all pictures of an identity for one photograph" in warning_of(tmp_path) and "train longer" in warning_of(
+        tmp_path
+    )
+
+
+def test_collapsed_embeddings_are_told_where_none_agrees_with_the_head(tmp_path: Path) -> None:
+    apart, common = directions(3, 240), directions(99, 1)
+    own = normalize(apart.view(20, 12, DIM).mean(1), dim=1)
+    samples = [(f"P{at // 12:02d}", "", vector) for at, vector in enumerate(normalize(3 * common + apart, dim=1))]
+    rows = judge(tmp_path, samples, head=normalize(directions(7, 20) - 0.1 * common + 0.8 * own, dim=1)[:, None])
+    assert all(row["consensus_angle_deg"] is None for row in rows), "the case of an untrained head"
+    assert "The embeddings have collapsed: pictures of two identities lie" in warning_of(tmp_path)

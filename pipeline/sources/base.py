@@ -23,6 +23,7 @@ MAX_IDENTITY_BYTES = 1024
 PICTURES = frozenset("jpg jpeg jpe jfif png webp gif bmp dib avif heic heif tif tiff".split())
 """Extensions by which a picture is found among other files. What is in it is decided by its bytes."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -102,8 +103,8 @@ def order_of(name: bytes) -> int:
 
 
 def printable(name: str) -> str:
-    """A name as Parquet can hold it: bytes that are no UTF-8 are written out as `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A name as Parquet can hold it: bytes that are no UTF-8 are written out as `\\xNN`, other lone surrogates, which JSON can name, as `\\uNNNN`."""
+    return _SURROGATE.sub(_written_out, name)
 
 
 def uri_text(name: str) -> str:

@@ -32,6 +32,7 @@ from pipeline.sources.base import (
     digest_of,
     irregular,
     named,
+    printable,
     require_regular,
     text_or_none,
     unreadable,
@@ -344,9 +345,13 @@ def _text_rows(place: str, config: IngestConfig, errors: str) -> Iterator[dict[s
             except (ValueError, RecursionError):
                 found = None
             if isinstance(found, dict):
-                yield {str(name): value if isinstance(value, str) or value is None else json.dumps(value) for name, value in found.items()}
+                yield {printable(name): _text(value) for name, value in found.items()}
             elif line.strip():
                 yield {}
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else printable(value if isinstance(value, str) else json.dumps(value))
 
 
 def columns_of(names: list[str], place: str, config: IngestConfig, identity: str | None = None) -> Columns:

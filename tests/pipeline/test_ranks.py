@@ -65,9 +65,9 @@ def test_a_process_is_killed_and_one_alone_ends_with_the_losses_of_one(raw: Path
     train(raw, tmp_path / "one", config("train.processes=1", *options))
     told = []
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, _: int) -> None:
         told.append(done)
-        if done >= total - 3:
+        if done >= 6:  # early: what is told of was done a while ago
             workers = [pid for pid in processes_of(tmp_path) if "torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_text()]
             os.kill(workers[0], signal.SIGKILL)
 

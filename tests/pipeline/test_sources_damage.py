@@ -1,5 +1,6 @@
 """Damage and hostile names, source by source: what is whole is read, what is not is a row, nothing is run, followed or written."""
 
+import json
 import os
 from pathlib import Path
 
@@ -302,10 +303,20 @@ def test_a_linked_tar_by_a_pattern_is_a_row(tmp_path: Path) -> None:
         items_of(crawl / "{00004..00005}.tar", tmp_path / "plan")
 
 
+def test_a_lone_surrogate_that_json_names_is_written_out_wherever_it_stands(tmp_path: Path) -> None:
+    row = {"image": "1.jpg", "identity": "Ann\ud800", "caption": "\udfff", "url": "\ud800", "license": "\ud800", "other\ud800": ["\ud800"]}
+    rows = [row, row | {"image": "\ud800.jpg"}]
+    table = write(tmp_path / "crawl", {"1.jpg": picture(1), "faces.jsonl": "\n".join(map(json.dumps, rows)).encode()}) / "faces.jsonl"
+    found, lost = items_of(table, tmp_path / "plan")
+    assert (found.problem, found.identity, found.caption, found.license) == (None, "Ann\\ud800", "\\udfff", "\\ud800")
+    assert lost.problem is not None and lost.identity == found.identity
+
+
 def test_rules_of_names() -> None:
     assert named("Zoe\u0308") == ("Zo\u00eb", None) and named(7) == ("7", None) and named(" a ") == (" a ", None)
     assert all(named(value)[1] is not None for value in (None, True, 1.5, [], "", " ", "x" * (MAX_IDENTITY_BYTES + 1)))
     assert named("x" * MAX_IDENTITY_BYTES)[1] is None
+    assert named("Bad\udcff\ud800") == ("Bad\\xff\\ud800", None)
     assert bad_key("a/b.jpg") is None and bad_key("a b/..c.jpg") == ("bad_key", "a name without a stem")
     texts = ["a\\n", "a\n", "a\\\\n", "a\udcff", "a\\xff", "a\u2028", "a\\u2028"]
     assert len({uri_text(text) for text in texts}) == len(texts) and all(uri_text(text).isprintable() for text in texts)

@@ -13,13 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadInput
 from pipeline.fanout import fan_out
-from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, not_told_of
+from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, not_told_of, table_of
 from pipeline.layout import RunLayout
 from pipeline.places import Location, join
 from pipeline.receipts import NAME as RECEIPT
@@ -211,7 +210,7 @@ def _counts(folder: _Folder) -> list[Finding]:
     try:
         if form is None:
             with places.open_seekable(join(root, "identities.parquet"), READ) as file:
-                samples = sum(pq.ParquetFile(file, pre_buffer=False).read(["samples"], use_threads=False)["samples"].to_pylist())
+                samples = sum(table_of(file, ["samples"])["samples"].to_pylist())
             wrong = Finding("identities.parquet", f"has {samples} samples, {told['samples']} are told of")
             return [] if samples == told["samples"] else [wrong]
         splits = _splits(root)

@@ -34,6 +34,8 @@ R = TypeVar("R")
 _log = logging.getLogger("purify.fanout")
 
 
+_STARTS = 2
+"""How often it is tried to start workers of which none comes so far as to wait for parts: one killed by chance is not one that never will."""
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 """Called with (part, parts): the results in the order of the parts."""
 _mapper: ContextVar[Mapper | None] = ContextVar("mapper", default=None)
@@ -124,19 +126,22 @@ class _Processes:
             prepare([name for name in [getattr(part, "__module__", "__main__")] if name != "__main__"], workers=self.count)
             self.large = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="purify-"))
             self.pool = self.stack.enter_context(_pool(self.count, self.started[1]))
-        return map(_received, self.pool.map(partial(_sent, part, self.large), parts))
+        try:
+            return map(_received, self.pool.map(partial(_sent, part, self.large), parts))
+        except (EOFError, ConnectionError) as error:  # of a process that was killed while it was started
+            raise BrokenProcessPool(str(error)) from error
 
-    def halve(self) -> None:
+    def begin_anew(self, count: int) -> None:
         self.stack.close()
         self.pool = None
-        self.count //= 2
+        self.count = count
 
 
 _kept: ContextVar[_Processes | None] = ContextVar("kept", default=None)
 
 
 def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> Iterator[R]:
-    done = 0
+    done = starts = 0
     with contextlib.ExitStack() as stack:
         processes = _kept.get() or _Processes(count, stack)
         while done < len(parts):
@@ -145,7 +150,11 @@ def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> I
                     done += 1
                     yield result
             except BrokenProcessPool as error:
+                starts += 1
                 if not processes.started[0].poll():
+                    if starts < _STARTS:
+                        processes.begin_anew(processes.count)
+                        continue
                     raise WorkerLost(
                         'No worker process could start. If a script of yours called this, put the call under `if __name__ == "__main__":`, since each '
                         "worker reads the script too; or let one process do it (workers=1). Otherwise what is printed above tells why."
@@ -155,7 +164,7 @@ def _over_processes(part: Callable[[P], R], parts: Sequence[P], count: int) -> I
                         "A worker process was killed, also when it worked alone. Most often the memory was full (see `dmesg`): give the machine more, "
                         "or smaller shards (--set ingest.samples_per_shard=2000). The same command goes on where it stopped."
                     ) from error
-                processes.halve()
+                processes.begin_anew(processes.count // 2)
                 _log.warning("A worker process was killed. Its part is done again, now with %d at a time.", processes.count)
 
 
@@ -166,6 +175,9 @@ def _pool(count: int, started: Connection) -> Iterator[ProcessPoolExecutor]:
     watched, held = context.Pipe(duplex=False)
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(count)}
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(environment, watched, started)) as pool:
+        # All workers are started before the executor's thread that watches them: one that is started while that ends the others, for the death of
+        # one, is left out, and waited for, for ever.
+        pool._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
         try:
             yield pool
         except BaseException:  # also a signal: what is half done is discarded, not waited for

@@ -92,6 +92,29 @@ def test_workers_start_whatever_omp_num_threads_says(threads: str) -> None:
     assert done.stdout == "[1, 2]\n", done.stderr
 
 
+STARTING = """
+import os, time
+from pipeline.fanout import fan_out
+
+if __name__ == "__main__":
+    print(fan_out(abs, [-1, 2], workers=2))
+else:
+    try:
+        os.mkdir("killed")
+    except FileExistsError:
+        time.sleep(0.5)
+    else:
+        os._exit(1)
+"""
+
+
+def test_a_worker_that_is_killed_while_it_starts_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "starting.py").write_text(STARTING)
+    done = subprocess.run([sys.executable, "starting.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "[1, 2]\n", done.stderr
+    assert (tmp_path / "killed").exists()
+
+
 def test_a_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("from pipeline.fanout import fan_out\nfan_out(print, [1, 2], workers=2)\n")

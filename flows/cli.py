@@ -17,7 +17,8 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from flows import crawls, evaluation, exports, flags, inversion, models, operations, questions, reviews, upkeep
+from flows import crawls, evaluation, exports, flags, inversion, mirrors, models, operations, questions, reviews, upkeep
+from flows.mirrors import Mirror, files_to_take, taken_from_mirror
 from flows.outputs import NamedPlace, NewFile, NewFolder, require_named
 from flows.screen import plain, plain_lines
 from pipeline.config import MOST_WORKERS, Config, Mode, load
@@ -33,6 +34,7 @@ app = App(
 )
 crawls.add_to(app)
 exports.add_to(app)
+mirrors.add_to(app)
 models.add_to(app)
 operations.add_to(app)
 questions.add_to(app)
@@ -108,6 +110,7 @@ def run(
         Parameter(help="Who does the parts of ingest, embed, isolate, export and audit; dask and ray are extras. Changes no result."),
     ] = "processes",
     address: Annotated[str | None, Parameter(help="Of a Dask or Ray cluster that exists; without, one is started on this machine.")] = None,
+    mirror: Mirror = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be done, and do nothing.")] = False,
     log: Annotated[Literal["text", "json"], Parameter(help="What goes to standard error: words and bars, or an object a line.")] = "text",
 ) -> int:
@@ -135,11 +138,11 @@ def run(
         source=source, detector=detector, detector_model=detector_model, landmarks=landmarks, faces=faces, max_bad_items=max_bad_items
     )
     settings = load(preset=preset, file=config, overrides=overrides)
-    if dry_run:
-        _plan(crawl, run, settings)
-        return 0
     os.environ["PURIFY_LOG"] = log
-    return _summarise(_purify(crawl, run, settings, task_runner=task_runner, address=address), run)
+    if dry_run:
+        _plan(crawl, run, settings, mirror)
+        return 0
+    return _summarise(_purify(crawl, run, settings, task_runner=task_runner, address=address, mirror=mirror), run)
 
 
 @app.command
@@ -230,7 +233,7 @@ def synthesize(
     _out.print(f"{crawl} and {truth} are written. Now: purify run {crawl} RUN --preset demo")
 
 
-def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[str, Any]:
+def _purify(crawl: Location, run: Path, config: Config, *, mirror: str | None = None, **workers: Any) -> dict[str, Any]:
     started = time.perf_counter()
     from pipeline.inputs import check_inputs
     from pipeline.layout import RunLayout
@@ -238,6 +241,8 @@ def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[
 
     # What can be refused is refused before Prefect's server takes its half a minute to start.
     layout = RunLayout(run)
+    if mirror is not None:
+        taken_from_mirror(run, mirror)
     check_inputs(crawl, layout, config)
     with claimed(crawl, layout):
         pass
@@ -246,7 +251,7 @@ def _purify(crawl: Location, run: Path, config: Config, **workers: Any) -> dict[
     server.start()
     from flows.purify import purify  # with all stages, and torch
 
-    record: dict[str, Any] = server.told_to_prefect(purify, layout, crawl, run, config, **workers)
+    record: dict[str, Any] = server.told_to_prefect(purify, layout, crawl, run, config, mirror=mirror, **workers)
     return record | {"wall_seconds": time.perf_counter() - started}
 
 
@@ -267,7 +272,7 @@ def _render_once(wanted: dict[str, Any], made: Path) -> None:
     run_stage(made, stage="synthetic", mark=fingerprint("synthetic", VERSION, wanted), work=render)
 
 
-def _plan(crawl: str, run: Path, config: Config) -> None:
+def _plan(crawl: str, run: Path, config: Config, mirror: str | None) -> None:
     from pipeline.config import as_dict
     from pipeline.embedders import load_embedder
     from pipeline.inputs import check_inputs
@@ -277,6 +282,10 @@ def _plan(crawl: str, run: Path, config: Config) -> None:
     from pipeline.run_folder import require_claimable
 
     layout = RunLayout(run)
+    if mirror is not None and (taken := files_to_take(run, mirror)):
+        _out.print(
+            f"{taken:,} files would be taken from {plain(mirror)} first; what follows is without them", highlight=False, soft_wrap=True
+        )
     form = check_inputs(crawl, layout, config)
     require_claimable(crawl, layout)
     _out.print(f"{plain(recorded(crawl))}: a crawl in the form '{form}'", highlight=False, soft_wrap=True)

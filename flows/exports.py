@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.bars import bar
 from flows.outputs import NamedPlace
 from flows.screen import plain, plain_lines
 from flows.workers import PROGRAM
@@ -21,7 +21,6 @@ from pipeline.config import MOST_WORKERS
 from pipeline.errors import BadConfig, BadInput, BadShard
 from pipeline.outside import require_outside
 from pipeline.places import is_remote, located
-from pipeline.receipts import Progress as Report
 from pipeline.visible import counted
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def export(
         return 0
     assert out is not None  # noqa: S101 - looked at above
     prepare([PROGRAM, "pipeline.exporters.stream"], workers=workers)
-    with claimed(record["crawl"], layout), _told_when_stopped(out, run), _bar(f"export {to}") as progress:
+    with claimed(record["crawl"], layout), _told_when_stopped(out, run), bar(f"export {to}") as progress:
         receipt = export_to(layout.clean, out, wanted, workers=workers, work=run, progress=progress)
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in receipt.counts.items())
     said = "already done" if receipt.reused else f"{receipt.seconds:.1f} s"
@@ -192,14 +191,6 @@ def _print_plan(plan: "Plan", form: str) -> None:
     _out.print(f"Left out by --min-images: {plan.left_out_identities:,} identities, {plan.left_out_samples:,} samples", highlight=False)
 
 
-@contextlib.contextmanager
-def _bar(name: str) -> Iterator[Report]:
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task(name, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
 def verify(
     place: NamedPlace,
     *,
@@ -220,7 +211,7 @@ def verify(
 
     started = time.perf_counter()
     prepare([PROGRAM, "pipeline.verify"], workers=workers)
-    with _bar("verify") as progress:
+    with bar("verify") as progress:
         found = look(place, workers=workers, progress=progress)
     for one in found.findings[:_MOST]:
         _out.print(f"{plain(one.name)}: {plain(one.what)}", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from flows.mirrors import Mirror, taken_from_mirror
 from flows.outputs import NamedPlace
 from flows.screen import plain, plain_lines
 from pipeline.config import load
@@ -144,6 +145,7 @@ def serve(
     preset: Annotated[str | None, Parameter(help="Settings that come with the program: demo, cpu, gpu, paper.")] = None,
     config: Annotated[Path | None, Parameter(help="A TOML file of settings.")] = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="", help="One setting, as limits.noise_rate=0.5.")] = None,
+    mirror: Mirror = None,
 ) -> None:
     """Stay, and purify the crawl by the clock; one run at a time. Needs a Prefect server: `prefect server start`, and its PREFECT_API_URL.
 
@@ -178,10 +180,12 @@ def serve(
         httpx.get(f"{PREFECT_API_URL.value()}/health", timeout=10)
     except httpx.HTTPError as error:
         raise BadInput(f"No Prefect server answers at {PREFECT_API_URL.value()}. Start it with `prefect server start`.") from error
+    if mirror is not None:
+        taken_from_mirror(run, mirror)
     check_inputs(crawl, RunLayout(run), settings)
     name = name or deployment_of(run)
     runner = Runner(name=name, limit=1, pause_on_shutdown=False)
-    parameters = {"crawl": crawl, "run": str(run.resolve()), "config": as_dict(settings)}
+    parameters = {"crawl": crawl, "run": str(run.resolve()), "config": as_dict(settings), "mirror": mirror}
     runner.add_flow(purify, name=name, schedule=schedule, parameters=parameters)
     when = f"by the clock ({cron}, {timezone}) and when asked" if cron else "when asked"
     _out.print(

@@ -17,9 +17,8 @@ from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectException, TerminationSignal
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flows.bars import bar, console
 from pipeline.receipts import Progress as Report
 from pipeline.receipts import Receipt
 from pipeline.status import NAME, RUN, Story, read_status, told_of
@@ -31,7 +30,6 @@ _PREFECT_AGAIN_S = 120.0
 """After it did not answer: each time is a wait."""
 _story: ContextVar[Story | None] = ContextVar("story", default=None)
 _log = logging.getLogger("purify")
-console = Console(stderr=True)
 
 
 @contextlib.contextmanager
@@ -86,10 +84,8 @@ def _bar(stage: str) -> Iterator[Report]:
     if _is_json():
         yield lambda done, total: None
         return
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task(stage, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
+    with bar(stage) as draw:
+        yield draw
 
 
 @contextlib.contextmanager

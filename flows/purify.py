@@ -20,6 +20,8 @@ from pipeline.config import Config, validate
 from pipeline.errors import HeadNotLearned, PurifyError
 from pipeline.inputs import check_inputs
 from pipeline.layout import RoundLayout, RunLayout
+from pipeline.mirroring.pull import begin as begin_mirror
+from pipeline.mirroring.push import kept
 from pipeline.places import Location, name_of
 from pipeline.receipts import Receipt
 from pipeline.receipts import read as read_receipt
@@ -35,7 +37,12 @@ def told_at_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
 @flow(name="purify", persist_result=False, on_completion=[told_at_end], on_failure=[told_at_end], on_crashed=[told_at_end])
 def purify(
-    crawl: str | Path, run: Path, config: Config = Config(), task_runner: RunnerName = "processes", address: str | None = None
+    crawl: str | Path,
+    run: Path,
+    config: Config = Config(),
+    task_runner: RunnerName = "processes",
+    address: str | None = None,
+    mirror: str | None = None,
 ) -> dict[str, Any] | State[dict[str, Any]]:
     """The record of the run, as it stands in RUN/run.json. A run that was killed goes on where it stopped.
 
@@ -47,11 +54,15 @@ def purify(
         config: settings; what is left out has its default.
         task_runner: who does the parts of ingest, embed, isolate, export, audit: processes or threads of this machine, a Dask or Ray cluster. Changes no result.
         address: of a Dask or Ray cluster that exists, as tcp://scheduler:8786 or ray://head:10001; without, one is started on this machine.
+        mirror: URL of a store where a copy of the run folder is kept, as s3://bucket/prefix; a machine without the run folder goes on from there.
     """
     layout = RunLayout(run)
     started = time.perf_counter()
+    if mirror is not None:
+        begin_mirror(run, mirror)
     check_inputs(crawl, layout, config)
-    with claimed(crawl, layout), told_in(layout.root), fanned(task_runner, address, config.workers):
+    workers = fanned(task_runner, address, config.workers)
+    with claimed(crawl, layout), kept(run, mirror, say), told_in(run), workers:
         receipts = _stages(crawl, layout, config)
         record = write_record(crawl, layout, config, receipts, time.perf_counter() - started)
     with tolerated("of the outcome"):
@@ -90,7 +101,7 @@ def export(run: Path) -> dict[str, Any] | State[dict[str, Any]]:
     record = read_finished(layout)
     config = validate(record["config"])
     last = layout.round(config.rounds)
-    with claimed(record["crawl"], layout), told_in(layout.root, "purify export"):
+    with claimed(record["crawl"], layout), kept(run, None, say), told_in(run, "purify export"):
         found = [
             ("manifest", tasks.manifest(layout, last, config)),
             ("export", tasks.export(layout, config)),

@@ -44,6 +44,8 @@ def forget(
         A run folder.
     """
     from pipeline.forget import forget as remove
+    from pipeline.mirroring.memo import url_of
+    from pipeline.mirroring.push import Mirror
 
     found = remove(
         run,
@@ -85,6 +87,10 @@ def forget(
     if not yes:
         _say("Nothing was changed. The same command with --yes does it, and it cannot be undone.")
         return
+    if (url := url_of(run)) is not None:
+        with Mirror(run, url) as mirror:
+            mirror.push()
+        _say(f"The copy at {url} has it no more either; versions that the bucket itself keeps are for you to remove.")
     _say(
         f"Done. Not ours to change: the crawl itself, copies of {run / 'clean'}, data sets of `purify export --to`, review folders of "
         "`purify sample-review`, exports of queries, backups. "

@@ -30,7 +30,7 @@ from pipeline.run_folder import claimed, read_record
 from pipeline.wanted import Found, find, require_found, rows_of, wanted_of
 
 _OURS = re.compile(
-    r"\.lock|\.status\.json|run\.json|history/[^/]+\.json|forgotten/(key|[^/]+\.(parquet|json))|decisions/[^/]+\.parquet|audit/.*|(.*/)?_receipt\.json"
+    r"\.lock|\.mirror\.(json|lock)|\.status\.json|run\.json|history/[^/]+\.json|forgotten/(key|[^/]+\.(parquet|json))|decisions/[^/]+\.parquet|audit/.*|(.*/)?_receipt\.json"
     r"|raw/(raw-\d+\.(tar|parquet|sha256)|(identities|listing)\.parquet)|clean/(clean-\d+\.(tar|parquet|sha256)|identities\.parquet|dataset\.json)"
     r"|manifest/(part-\d+|_answers/[a-z_]+)\.parquet|protected/contamination\.parquet|evaluation/((metrics|differences|roc|scores)\.parquet|[^/]+\.svg)"
     r"|rounds/\d+/(embeddings/raw-\d+\.parquet|noise/(raw-\d+\.parquet|proposals\.parquet|judge\.json|centers\.safetensors)"

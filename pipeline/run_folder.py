@@ -15,6 +15,7 @@ from pipeline.config import Config, as_dict
 from pipeline.errors import BadInput, StaleInput
 from pipeline.history import exceeded, remember
 from pipeline.layout import RunLayout
+from pipeline.mirroring.memo import require_pulled
 from pipeline.places import Location, name_of, recorded
 from pipeline.receipts import Receipt, disk_watched, remove, settle, write_json
 from pipeline.status import NAME as STATUS
@@ -62,7 +63,8 @@ def require_claimable(crawl: Location, run: RunLayout) -> None:
 
 
 def _require_ours(crawl: Location, run: RunLayout) -> str | None:
-    """The crawl that the folder is recorded as the run of, None for a new one. Raises StaleInput when it is not for this crawl."""
+    """The crawl that the folder is recorded as the run of, None for a new one. Raises StaleInput when it is not for this crawl, or half pulled."""
+    require_pulled(run.root)
     if run.root.exists() and not run.root.is_dir():
         raise StaleInput(f"{run.root} is a file. Give a folder that is empty, or not there.")
     owner = _owner(run)
@@ -83,7 +85,8 @@ def _is_half_written(path: Path) -> bool:
 
 
 def require_whole(run: RunLayout) -> None:
-    """Raise StaleInput when a `forget` was stopped half way: some tables speak of what others do not have any more."""
+    """Raise StaleInput when a `forget` was stopped half way: some tables speak of what others do not have any more. So with a pull."""
+    require_pulled(run.root)
     if half := half_forgotten(run):
         raise StaleInput(half)
 

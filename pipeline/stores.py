@@ -3,10 +3,13 @@
 Credentials come from the environment, as the backends read it, and stand in no message, file or log of ours.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from fsspec.callbacks import Callback
 
 from pipeline import places
 from pipeline.config import IngestConfig
@@ -16,6 +19,8 @@ from pipeline.patience import patiently
 R = TypeVar("R")
 MULTIPART_BYTES = 64 * 2**20
 """Length of the parts of a large object."""
+_PARTS_AT_ONCE = 2
+"""Each is in memory, of each upload that goes on."""
 
 
 def require_store(url: str) -> str:
@@ -26,13 +31,25 @@ def require_store(url: str) -> str:
     return located
 
 
-def upload(path: Path, url: str) -> None:
-    """Put a file into the store, whole or not at all. Raises BadInput: when the store does not take it, with the next step."""
+class Abandoned(PurifyError):  # noqa: N818 - as the others of its tree
+    """An upload that nobody wants any more. Nothing of it is in the store."""
+
+
+def upload(path: Path, url: str, is_over: Callable[[], bool] = lambda: False) -> None:
+    """Put a file into the store, whole or not at all.
+
+    Raises BadInput: when the store does not take it, with the next step. Abandoned: when `is_over` says so between two parts.
+    """
+
+    def go_on(*_: object, **__: object) -> None:
+        if is_over():
+            raise Abandoned("The upload was stopped.")
 
     def put() -> None:
         files, target = places.backend(url)
         options = {"chunksize": MULTIPART_BYTES} if url.startswith(("s3://", "s3a://", "gs://", "gcs://")) else {}
-        files.put_file(str(path), target, **options)
+        options |= {"max_concurrency": _PARTS_AT_ONCE} if url.startswith(("s3://", "s3a://")) else {}
+        files.put_file(str(path), target, callback=Callback(hooks={"between parts": go_on}), **options)
 
     def size() -> int:
         files, target = places.backend(url)
@@ -64,17 +81,49 @@ def read_json(url: str) -> dict[str, Any] | None:
     return found
 
 
-def is_empty(url: str) -> bool:
-    """True when nothing stands below a URL. Raises BadInput."""
+def write_json(url: str, value: dict[str, Any]) -> None:
+    """Put a JSON object into the store, in place of what stood there, whole or not at all. Raises BadInput."""
+    write(url, json.dumps(value, separators=(",", ":")).encode())
 
-    def look() -> bool:
+
+def write(url: str, content: bytes) -> None:
+    """Put an object into the store, in place of what stood there, whole or not at all. Raises BadInput."""
+
+    def put() -> None:
+        files, target = places.backend(url)
+        files.pipe_file(target, content)
+
+    _explained(url, put)
+
+
+def remove(url: str) -> None:
+    """Remove an object; one that is not there is none. Raises BadInput."""
+
+    def act() -> None:
+        files, target = places.backend(url)
+        with contextlib.suppress(FileNotFoundError):
+            files.rm_file(target)
+
+    _explained(url, act)
+
+
+def names(url: str) -> set[str]:
+    """What stands directly below a URL; empty when nothing does. Raises BadInput."""
+
+    def look() -> set[str]:
         files, target = places.backend(url)
         try:
-            return not any(str(one).rstrip("/") != target.rstrip("/") for one in files.ls(target, detail=False))
+            found = [str(one).rstrip("/") for one in files.ls(target, detail=False)]
         except FileNotFoundError:
-            return True
+            return set()
+        return {one.rpartition("/")[2] for one in found if one != target.rstrip("/")}
 
     return _explained(url, look)
+
+
+def is_empty(url: str) -> bool:
+    """True when nothing stands below a URL. Raises BadInput."""
+    return not names(url)
 
 
 def _explained(url: str, act: Callable[[], R]) -> R:

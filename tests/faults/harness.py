@@ -28,6 +28,8 @@ from flows import progress, tasks
 from pipeline import gather, isolate
 from pipeline.config import Config, load
 from pipeline.layout import RunLayout
+from pipeline.mirroring.pull import begin
+from pipeline.mirroring.push import kept
 from pipeline.run_folder import claimed, write_record
 
 recipe = importlib.import_module("flows.purify")  # `flows.purify.purify` is the flow
@@ -53,6 +55,8 @@ class Scene:
     run: Path
     log: Path
     config: Config
+    mirror: str | None = None
+    """Where a copy of the run folder is kept."""
 
     def in_folder(self, run: Path) -> "Scene":
         """The same with another run folder."""
@@ -162,7 +166,9 @@ def _bytes_of(value: Any) -> bytes:
 def purify(scene: Scene) -> None:
     """What the flow does."""
     layout = RunLayout(scene.run)
-    with claimed(scene.crawl, layout), progress.told_in(scene.run):
+    if scene.mirror is not None:
+        os.write(1, f"TAKEN {begin(scene.run, scene.mirror)}\n".encode())
+    with claimed(scene.crawl, layout), kept(scene.run, scene.mirror, progress.say, every_s=0.05), progress.told_in(scene.run):
         write_record(scene.crawl, layout, scene.config, recipe._stages(scene.crawl, layout, scene.config), 0.0)
 
 
@@ -245,7 +251,7 @@ def contents(run: Path) -> dict[str, str]:
             found[name] = json.dumps(_timeless(json.loads(path.read_text("utf-8"))), sort_keys=True)
         elif name.endswith("train/metrics.parquet"):
             found[name] = str(pq.read_table(path).drop_columns(["images_per_s", "wait_share"]).to_pydict())
-        elif name != ".lock":
+        elif name != ".lock" and not name.startswith(".mirror."):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

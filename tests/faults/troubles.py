@@ -1,13 +1,19 @@
 """What may happen to a run besides being killed: each is caused, the run ends as it should, goes on, and is compared with an undisturbed one."""
 
+import contextlib
 import dataclasses
 import errno
+import importlib.util
 import os
+import random
+import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
@@ -15,6 +21,7 @@ from typing import Any, NoReturn
 
 from tests.faults.harness import Attempt, Fault, Scene, attempt, differences, on_change
 from tests.faults.kills import Play
+from tests.pipeline.store_server import leads_to
 
 
 def disk_full_somewhere(play: Play, folder: Path) -> list[str]:
@@ -72,12 +79,31 @@ def caller_killed(play: Play, folder: Path) -> list[str]:
     return wrong + ([f"worker {noted.read_text()} outlives its caller"] if _lives(int(noted.read_text())) else [])
 
 
+def machine_lost(play: Play, folder: Path) -> list[str]:
+    """Machines die one after another, each with its disk, and each time another goes on from the copy in a store."""
+    with _store() as url:
+        if url is None:
+            return ["skipped: there is no moto, or no s3fs"]
+        chance, wrong = random.Random(0), list[str]()
+        scene = dataclasses.replace(play.begin(folder / "run"), mirror=url)
+        for _ in range(6):
+            one = attempt(
+                scene, partial(on_change, number=chance.randint(10, play.changes), act=lambda: os.kill(os.getpid(), signal.SIGKILL))
+            )
+            wrong += [] if one.code == -signal.SIGKILL else _ended_so(one, 0, "")
+            shutil.rmtree(scene.run)
+        last = attempt(scene)
+        wrong += _ended_so(last, 0, "TAKEN ") + differences(scene.run, play.wanted)
+        return wrong + (["nothing was taken from the copy"] if "TAKEN 0\n" in last.said else [])
+
+
 TROUBLES: dict[str, Callable[[Play, Path], list[str]]] = {
     "disk full, at four points": disk_full_somewhere,
     "disk full, a real one": disk_full,
     "permission lost, at four points": permission_lost,
     "a worker is killed": worker_killed,
     "the caller of workers is killed": caller_killed,
+    "machines are lost": machine_lost,
 }
 """Name -> cause it and compare: what is wrong, empty when nothing is; `skipped: why` where it cannot be caused."""
 
@@ -129,6 +155,33 @@ def _children(parent: int) -> list[int]:
         return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     except OSError:
         return []
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[str | None]:
+    """The URL of an empty prefix on an S3 server in a process of its own, since this one forks; None where there is none."""
+    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None:
+        yield None
+        return
+    import boto3
+    from botocore.config import Config
+    from moto.server import ThreadedMotoServer  # noqa: F401 - its requirements are there, too
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    before = dict(os.environ)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=before
+    )
+    try:
+        os.environ.update(leads_to(f"http://127.0.0.1:{port}"))
+        boto3.client("s3", config=Config(retries={"max_attempts": 30, "mode": "standard"})).create_bucket(Bucket="runs")
+        yield "s3://runs/faults"
+    finally:
+        server.kill()
+        server.wait()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _lives(process: int) -> bool:

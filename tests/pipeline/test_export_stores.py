@@ -3,9 +3,8 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,40 +17,15 @@ from pipeline.exporters.stage import export_to
 from pipeline.layout import RunLayout
 from pipeline.verify import verify
 from tests.pipeline.clean_run import write_clean_run
-from tests.pipeline.store_server import SECRET, s3_server
+from tests.pipeline.store_server import SECRET, Faulty, faulty_server
 
 STORED = [form for form, exporter in EXPORTERS.items() if not exporter.is_many_files]
-Fault = Callable[[str, str], int | None]
-"""(method, path with query) -> status to answer with, or None"""
-
-
-class Faulty:
-    """A WSGI application before the server's own: `fault` decides which request is answered by an error."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self.fault: Fault = lambda _method, _path: None
-        self.asked: list[tuple[str, str]] = []
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
-        self.asked.append((method, path))
-        status = self.fault(method, path)
-        if status is None:
-            answer: Iterable[bytes] = self._app(environ, start_response)
-            return answer
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        code = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}[status]
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>planted</Message></Error>".encode()
-        start_response(f"{status} planted", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
-        return [body if method != "HEAD" else b""]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Faulty]:
     """A server with an empty bucket `exports`."""
-    with s3_server("exports", AWS_MAX_ATTEMPTS="1") as (_, server):  # botocore's own attempts would hide ours
-        server._server.app = faulty = Faulty(server._server.app)
+    with faulty_server("exports") as faulty:
         yield faulty
 
 

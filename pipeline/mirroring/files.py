@@ -1,0 +1,124 @@
+"""Which files of a run folder its copy has, and what tells one content of a file from another."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from pipeline.errors import StaleInput
+
+J = TypeVar("J")
+R = TypeVar("R")
+_AT_ONCE = 4
+_BEGUN = re.compile(r"\.(raw|train|embeddings)\.partial-[0-9a-f]{16}")
+"""Half-made folders that are gone on with: hours are in them. Others are made anew."""
+_WORK = ".work"
+_NO_LINKS = {errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.EACCES}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file at one moment. Files of a run are never written to, only replaced: the same length, time and inode are the same bytes, whatever its name is."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    is_private: bool
+    """Nobody but the owner may read it."""
+
+
+def is_copied(path: str) -> bool:
+    """True for a path inside of a run folder that a copy has: finished files, and those of half-made folders that are gone on with."""
+    parts = path.split("/")
+    return not path.endswith(".log") and all(part[:1] != "." or part == _WORK or _BEGUN.fullmatch(part) for part in parts)
+
+
+def is_inside(path: str) -> bool:
+    """True for a relative path, as it comes from a store, that leads to a file inside of a folder."""
+    return (
+        "\0" not in path
+        and "\\" not in path
+        and path == str(PurePosixPath(path))
+        and path[:1] not in {"/", ""}
+        and ".." not in path.split("/")
+    )
+
+
+def seen(path: Path) -> Seen:
+    """What the file is now. Raises FileNotFoundError."""
+    facts = path.lstat()
+    return Seen(facts.st_size, facts.st_mtime_ns, facts.st_ino, not facts.st_mode & 0o077)
+
+
+def look(run: Path) -> dict[str, Seen]:
+    """The files of a run folder that a copy has, by path with `/`. What goes away meanwhile is left out."""
+    found: dict[str, Seen] = {}
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(run / below) as entries:
+            for entry in entries:
+                path = below + entry.name
+                if not is_copied(path):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{path}/")
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[path] = seen(run / path)
+    return found
+
+
+def finished(files: dict[str, Seen]) -> dict[str, Seen]:
+    """Those that are in no half-made folder."""
+    return {path: one for path, one in files.items() if not any(map(_BEGUN.fullmatch, path.split("/")))}
+
+
+def hold(path: Path, held: Path) -> None:
+    """`held` as a second name of the file, which stays when the first one is given to another; a copy where the disk has no links."""
+    try:
+        held.hardlink_to(path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(path, held)
+
+
+@contextlib.contextmanager
+def emptied(folder: Path) -> Iterator[Path]:
+    """A folder with nothing in it, gone afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Holds a lock of the kernel. Raises StaleInput, with these words, when another process has it."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StaleInput(otherwise) from error
+        yield
+
+
+def several(work: Callable[[J], R], jobs: Iterable[J], over: threading.Event) -> Iterator[R]:
+    """What `work` gives for each job, in their order, four at a time. When one fails, or this thread is stopped, `over` tells it to the others that go on."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            yield from pool.map(work, jobs)
+        except BaseException:
+            over.set()
+            raise

@@ -1,0 +1,71 @@
+"""`RUN/.mirror.json`: what a run folder knows of its copy: where it is, who it writes as, and which files have been sent."""
+
+import json
+import secrets
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StaleInput
+from pipeline.mirroring.files import Seen
+from pipeline.receipts import write_json
+
+NAME = ".mirror.json"
+
+
+@dataclass
+class Memo:
+    """Of one URL."""
+
+    url: str
+    writer: str = field(default_factory=lambda: secrets.token_hex(16))
+    taken_from: str | None = None
+    """The name of the index that this folder was pulled from."""
+    sent: dict[Seen, str] = field(default_factory=dict)
+    """The SHA-256 of what was sent or pulled."""
+
+    @classmethod
+    def read(cls, run: Path, url: str) -> "Memo":
+        """That of the run folder; a new one where it has none for this URL."""
+        told = _told(run)
+        if told is None or told["url"] != url or "sent" not in told:
+            return cls(url)
+        return cls(url, told["writer"], told["taken_from"], {Seen(*one[:4]): one[4] for one in told["sent"]})
+
+    def write(self, run: Path) -> None:
+        """Put it into the run folder."""
+        sent = [[*astuple(one), sha256] for one, sha256 in self.sent.items()]
+        write_json(run / NAME, {"url": self.url, "writer": self.writer, "taken_from": self.taken_from, "sent": sent})
+
+
+def url_of(run: Path) -> str | None:
+    """Where the copy of this run folder is, as last known; None where it has none."""
+    told = _told(run)
+    return None if told is None else str(told["url"])
+
+
+def note_pull(run: Path, url: str) -> None:
+    """From here on, until a memo is written, the folder is half pulled."""
+    write_json(run / NAME, {"url": url})
+
+
+def half_pulled(run: Path) -> str | None:
+    """The URL of a pull that goes on, or was stopped half way; None where there is none."""
+    told = _told(run)
+    return None if told is None or "sent" in told else str(told["url"])
+
+
+def require_pulled(run: Path) -> None:
+    """Raise StaleInput when a pull was stopped half way: what is missing would be taken for not made yet."""
+    if url := half_pulled(run):
+        raise StaleInput(f"A pull into {run} was stopped half way, or goes on. To finish it: purify pull {url} {run}")
+
+
+def _told(run: Path) -> dict[str, Any] | None:
+    try:
+        told: dict[str, Any] = json.loads((run / NAME).read_text("utf-8"))
+        return told if "url" in told else None
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StaleInput(f"{run / NAME} is damaged. Remove it, and give an empty prefix for the copy.") from error

@@ -1,0 +1,481 @@
+"""A run folder's copy in a real S3 server on loopback, which throttles and fails: always the folder of one moment, and the same when it is pulled."""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import cli
+from pipeline import patience, stores
+from pipeline.errors import BadConfig, BadInput, NoSpace, StaleInput
+from pipeline.layout import RunLayout
+from pipeline.mirroring import push as pushing
+from pipeline.mirroring.files import look
+from pipeline.mirroring.memo import half_pulled, url_of
+from pipeline.mirroring.pull import begin, pull, would_take
+from pipeline.mirroring.push import Mirror, Pushed, kept
+from pipeline.run_folder import claimed, require_claimable
+from pipeline.stores import names
+from pipeline.verify import verify
+from tests.pipeline.clean_run import config, planted, write_clean_run
+from tests.pipeline.store_server import SECRET, Faulty, faulty_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Faulty]:
+    with faulty_server("runs") as faulty:
+        yield faulty
+
+
+@pytest.fixture
+def s3(server: Faulty, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    monkeypatch.setattr(patience, "WAIT_S", 0.001)
+    server.asked.clear()
+    yield server
+    server.fault = lambda _method, _path: None
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_clean_run(tmp_path_factory.mktemp("mirror") / "run", planted(each=2), config("export.samples_per_shard=20"))
+    shutil.rmtree(run.manifest / "_answers")
+    begun = run.root / "rounds" / "2" / ".train.partial-0123456789abcdef" / ".work"
+    begun.mkdir(parents=True)
+    (begun / "checkpoint.safetensors").write_bytes(b"one state" * 1000)
+    run.forgotten.mkdir(exist_ok=True)
+    (run.forgotten / "key").write_bytes(b"k" * 32)
+    (run.forgotten / "key").chmod(0o600)
+    return run.root
+
+
+@pytest.fixture
+def run(template: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(template, tmp_path / "run")
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    return f"s3://runs/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
+
+
+def push(run: Path, url: str) -> Pushed:
+    with Mirror(run, url) as mirror:
+        return mirror.push()
+
+
+def contents(run: Path) -> dict[str, tuple[str, int]]:
+    """What a copy is to have: every file but those of this machine alone."""
+    return {path: (hashlib.sha256((run / path).read_bytes()).hexdigest(), (run / path).stat().st_mode & 0o777) for path in look(run)}
+
+
+def told(s3: Faulty, method: str) -> list[str]:
+    return [path for asked, path in s3.asked if asked == method]
+
+
+def put(url: str, name: str, content: bytes) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=content)
+    client.close()
+
+
+def get(url: str, name: str) -> bytes:
+    import boto3
+
+    client = boto3.client("s3")
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    content: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()
+    client.close()
+    return content
+
+
+def test_a_copy_that_is_pulled_is_the_run_folder(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    wanted = contents(run)
+    done = push(run, url)
+    assert done.files == len(wanted) and done.sent_files == len({sha256 for sha256, _ in wanted.values()})
+    assert [path for path in told(s3, "PUT") if "/objects/" not in path] == [told(s3, "PUT")[-1]], "the index comes last"
+    other = tmp_path / "other"
+    assert pull(url, other) == len(wanted)
+    assert contents(other) == wanted and "run.json" in wanted and (other / "forgotten" / "key").stat().st_mode & 0o777 == 0o600
+    assert any(".work/checkpoint" in path for path in wanted) and not any("lock" in path or "status" in path for path in wanted)
+    shutil.rmtree(other / "rounds" / "2" / ".train.partial-0123456789abcdef")
+    assert verify(str(other), workers=1).findings == verify(str(run), workers=1).findings
+    assert url_of(other) == url_of(run) == url
+
+
+def test_only_what_is_new_is_sent_and_a_new_name_is_nothing_new(run: Path, url: str, s3: Faulty) -> None:
+    push(run, url)
+    s3.asked.clear()
+    assert push(run, url).sent_files == 0
+    assert not told(s3, "PUT") and not told(s3, "DELETE")
+
+    (run / "rounds" / "2" / ".train.partial-0123456789abcdef").rename(run / "rounds" / "2" / "train")
+    replaced = run / "new"
+    replaced.write_bytes(b"{}")
+    replaced.replace(run / "clean" / "dataset.json")
+    old = hashlib.sha256(b"one state" * 1000).hexdigest()
+    (run / "rounds" / "2" / "train" / ".work" / "checkpoint.safetensors").unlink()
+    done = push(run, url)
+    assert (done.sent_files, done.sent_bytes) == (1, 2)
+    deleted = {path.partition("?")[0].rpartition("/")[2] for path in told(s3, "DELETE")}
+    assert old in deleted and len(deleted) == 2, "what no index names goes"
+    assert s3.asked.index(("DELETE", next(iter(told(s3, "DELETE"))))) > max(
+        at for at, (_, path) in enumerate(s3.asked) if "index.json" in path
+    )
+
+
+def test_a_push_that_breaks_leaves_the_copy_as_it_was(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    before = contents(run)
+    for number in range(6):
+        (run / "evaluation" / f"new-{number}.svg").write_text(f"<svg>{number}</svg>")
+    puts = 0
+
+    def breaks(method: str, _: str) -> int | None:
+        nonlocal puts
+        puts += method == "PUT"
+        return 403 if method == "PUT" and puts > 3 else None
+
+    s3.fault = breaks
+    with pytest.raises(BadInput, match=r"objects/\w+ cannot be used: PermissionError"):
+        push(run, url)
+    s3.fault = lambda _method, _path: None
+    pull(url, tmp_path / "then")
+    assert contents(tmp_path / "then") == before
+    done = push(run, url)
+    assert 0 < done.sent_files <= 3, "what had arrived is not sent again"
+    pull(url, tmp_path / "now")
+    assert contents(tmp_path / "now") == contents(run)
+
+
+@pytest.mark.parametrize("status", [503, 500])
+def test_a_store_that_is_busy_is_asked_again(run: Path, url: str, s3: Faulty, status: int, tmp_path: Path) -> None:
+    met: set[tuple[str, str]] = set()
+
+    def first_time(method: str, path: str) -> int | None:
+        is_new = (method, path) not in met
+        met.add((method, path))
+        return status if is_new else None
+
+    s3.fault = first_time
+    push(run, url)
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(run) and len(met) > 20
+
+
+def test_one_run_folder_writes_a_copy(run: Path, url: str, s3: Faulty, template: Path, tmp_path: Path) -> None:
+    push(run, url)
+    stranger = shutil.copytree(template, tmp_path / "stranger")
+    with pytest.raises(StaleInput, match=r"was written at .* from another run folder. To go on from it, give a run folder that is empty"):
+        push(stranger, url)
+    with pytest.raises(StaleInput, match="another run folder"):
+        begin(stranger, url)
+
+    heir = tmp_path / "heir"
+    assert would_take(heir, url) == begin(heir, url) > 0 and begin(heir, url) == 0
+    push(run, url)  # nobody else has written yet
+    (heir / "evaluation" / "new.svg").write_text("<svg/>")
+    assert push(heir, url).sent_files == 1, "what was pulled is known to be there"
+    with pytest.raises(StaleInput, match="another run folder"):
+        push(run, url)
+    (heir / "evaluation" / "new.svg").unlink()
+    push(heir, url)
+    with Mirror(heir, url), pytest.raises(StaleInput, match="Another process copies"), Mirror(heir, url):
+        pass
+
+
+def test_its_writer_is_known_after_a_kill_at_the_index(run: Path, url: str, s3: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pushing.stores, "remove", killed)  # right behind the index
+        put(url, f"objects/{'0' * 64}", b"left by a push that was killed")
+        with pytest.raises(KeyboardInterrupt):
+            push(run, url)
+    assert push(run, url).sent_files == 0
+    assert "0" * 64 not in names(f"{url}/objects")
+
+
+@pytest.mark.parametrize("at", [1, 12])
+def test_a_pull_that_is_killed_is_gone_on_with_and_nothing_else_works_there(
+    run: Path, url: str, s3: Faulty, at: int, tmp_path: Path
+) -> None:
+    push(run, url)
+    other = tmp_path / "other"
+    gets = 0
+
+    def breaks(method: str, path: str) -> int | None:
+        nonlocal gets
+        gets += method == "GET" and "/objects/" in path
+        return 403 if method == "GET" and "/objects/" in path and gets > at else None
+
+    s3.fault = breaks
+    with pytest.raises(BadInput, match=r"cannot be read: .* Set AWS_PROFILE"):
+        pull(url, other)
+    s3.fault = lambda _method, _path: None
+    assert half_pulled(other) == url and not (other / "run.json").exists()
+    with pytest.raises(StaleInput, match=f"was stopped half way, or goes on. To finish it: purify pull {url} "):
+        require_claimable("crawl", RunLayout(other))
+    with pytest.raises(StaleInput, match="was stopped half way"), claimed("crawl", RunLayout(other)):
+        pass
+    s3.asked.clear()
+    begin(other, url)
+    fetched = len([path for path in told(s3, "GET") if "/objects/" in path])
+    assert contents(other) == contents(run) and half_pulled(other) is None
+    assert fetched <= len(contents(run)) - at, "what had come is not fetched again"
+
+
+def test_a_pull_that_was_killed_follows_a_copy_that_has_changed(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    s3.fault = lambda method, path: 403 if method == "GET" and hashlib.sha256((run / "run.json").read_bytes()).hexdigest() in path else None
+    with pytest.raises(BadInput):
+        pull(url, tmp_path / "other")
+    s3.fault = lambda _method, _path: None
+    shutil.rmtree(run / "clean")
+    push(run, url)
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(run)
+
+
+def test_a_folder_that_changes_while_it_is_sent_is_looked_at_again(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    times = 0
+
+    def changes(method: str, path: str) -> None:
+        nonlocal times
+        if method == "PUT" and "/objects/" in path and times < 2:
+            times += 1
+            new = run / f".new{times}"
+            new.write_text(f'{{"finished": true, "time": {times}}}')
+            new.replace(run / "run.json")
+
+    s3.fault = changes
+    push(run, url)
+    pull(url, tmp_path / "other")
+    assert times == 2 and contents(tmp_path / "other") == contents(run)
+
+    def never_rests(method: str, path: str) -> None:
+        if method == "PUT":
+            (run / "evaluation" / f"{hashlib.sha256(path.encode()).hexdigest()}.svg").write_text(path)
+
+    s3.fault = never_rests
+    (run / "evaluation" / "x.svg").write_text("x")
+    with pytest.raises(StaleInput, match="does not hold still"):
+        push(run, url)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_the_old_one_or_the_new_one(
+    run: Path, url: str, s3: Faulty, tmp_path: Path
+) -> None:
+    checkpoint = run / "rounds" / "2" / ".train.partial-0123456789abcdef" / ".work" / "checkpoint.safetensors"
+    states = [b"one state" * 1000, b"two state" * 1000]
+
+    def replaces(method: str, _: str) -> None:
+        if method == "PUT" and checkpoint.read_bytes() == states[0]:
+            checkpoint.with_name(".new").write_bytes(states[1])
+            checkpoint.with_name(".new").replace(checkpoint)
+
+    s3.fault = replaces
+    push(run, url)
+    pull(url, tmp_path / "other")
+    assert {path: one for path, one in contents(tmp_path / "other").items() if "checkpoint" not in path} == {
+        path: one for path, one in contents(run).items() if "checkpoint" not in path
+    }
+    for name in names(f"{url}/objects"):
+        assert hashlib.sha256(get(url, f"objects/{name}")).hexdigest() == name
+    push(run, url)
+    assert hashlib.sha256(states[1]).hexdigest() in names(f"{url}/objects")
+
+
+def test_a_push_that_is_stopped_ends_soon_and_leaves_the_copy_as_it_was(
+    run: Path, url: str, s3: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "MULTIPART_BYTES", 5 * 2**20)
+    push(run, url)
+    before = get(url, "index.json")
+    (run / "evaluation" / "large.svg").write_bytes(b"0123456789abcdef" * (2**20 * 30 // 16))
+    with Mirror(run, url) as mirror:
+        s3.fault = lambda method, path: mirror.stop() if method == "PUT" and "partNumber=" in path else None
+        s3.asked.clear()
+        with pytest.raises(stores.Abandoned):
+            mirror.push()
+    assert 1 <= len([path for path in told(s3, "PUT") if "partNumber=" in path]) <= 3, "of six parts"
+    assert get(url, "index.json") == before
+    import boto3
+
+    client = boto3.client("s3")
+    assert not client.list_multipart_uploads(Bucket="runs").get("Uploads"), "nothing is left to be paid for"
+    client.close()
+
+
+def test_places_that_take_no_copy(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    for place, message in (
+        (str(tmp_path / "copy"), "is no URL of a store"),
+        ("https://host/x", "cannot be written by http"),
+        ("s3://key:secret@runs/x", "Credentials do not belong into a URL"),
+    ):
+        with pytest.raises(BadConfig, match=message) as raised:
+            push(run, place)
+        assert "secret" not in str(raised.value)
+    put(url, "dataset.json", b"{}")
+    with pytest.raises(BadInput, match=r"holds something else than the copy of a run: dataset.json. Give an empty prefix"):
+        push(run, url)
+    with pytest.raises(BadInput, match="There is no copy of a run"):
+        pull(url, tmp_path / "other")
+    put(url, "index.json", b'{"what": "ever"}')
+    for act in (lambda: push(run, url), lambda: pull(url, tmp_path / "other"), lambda: begin(tmp_path / "other", url)):
+        with pytest.raises(BadInput, match=r"index.json is not the index of a copy"):
+            act()
+    with pytest.raises(BadInput, match=r"s3://nobucket/\S+ cannot be used"):
+        begin(tmp_path / "other", "s3://nobucket/x")
+    s3.fault = lambda method, _path: 403 if method == "PUT" else None
+    with pytest.raises(BadInput, match="Set AWS_PROFILE"):
+        begin(tmp_path / "other", f"{url}-other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["../out", "/out", "a/../../out", "", ".", "a//b", "raw/.hidden/x", ".mirror.json", ".lock", "a\\b", "a\0b", "raw/"]
+)
+def test_an_index_cannot_lead_out_of_the_folder(url: str, s3: Faulty, tmp_path: Path, path: str) -> None:
+    content = b"foreign"
+    sha256 = hashlib.sha256(content).hexdigest()
+    put(url, f"objects/{sha256}", content)
+    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now"}
+    put(url, "index.json", json.dumps({**told, "files": {path: [sha256, len(content), False]}}).encode())
+    with pytest.raises(BadInput, match="is damaged, or not ours"):
+        pull(url, tmp_path / "deep" / "run")
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a": ["../../etc/passwd", 7, False]},
+        {"a": ["0" * 64, -1, False]},
+        {"a": ["0" * 64, 7]},
+        {"a": 7},
+        ["a"],
+        {"a": ["0" * 64, "7", False]},
+    ],
+)
+def test_an_index_of_nonsense_is_refused(url: str, s3: Faulty, tmp_path: Path, files: Any) -> None:
+    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now", "files": files}
+    put(url, "index.json", json.dumps(told).encode())
+    with pytest.raises(BadInput, match="is damaged, or not ours"):
+        pull(url, tmp_path / "run")
+
+
+def test_objects_that_are_not_what_they_say(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    sha256 = hashlib.sha256((run / "clean" / "dataset.json").read_bytes()).hexdigest()
+    for wrong, message in ((b"x", "is not what its name says"), (b"x" * 10**6, "is not what its name says"), (None, "is gone: the copy")):
+        if wrong is None:
+            import boto3
+
+            client = boto3.client("s3")
+            client.delete_object(Bucket="runs", Key=f"{url.removeprefix('s3://runs/')}/objects/{sha256}")
+            client.close()
+        else:
+            put(url, f"objects/{sha256}", wrong)
+        with pytest.raises(BadInput, match=message):
+            pull(url, tmp_path / "other")
+        assert not (tmp_path / "other" / "clean" / "dataset.json").exists()
+    push(run, url)
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(run), "a push sends what is gone again"
+
+
+def test_a_file_and_a_folder_of_one_name(url: str, s3: Faulty, tmp_path: Path) -> None:
+    content = b"foreign"
+    sha256 = hashlib.sha256(content).hexdigest()
+    put(url, f"objects/{sha256}", content)
+    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now"}
+    put(url, "index.json", json.dumps({**told, "files": {"a": [sha256, 7, False], "a/b": [sha256, 7, False]}}).encode())
+    with pytest.raises(BadInput, match="damaged"):
+        pull(url, tmp_path / "run")
+
+
+def test_a_disk_without_room_is_seen_first(url: str, s3: Faulty, tmp_path: Path) -> None:
+    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now"}
+    put(url, "index.json", json.dumps({**told, "files": {"a": ["0" * 64, 10**18, False]}}).encode())
+    with pytest.raises(NoSpace, match="GB are free"):
+        pull(url, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_things_takes_no_copy(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(StaleInput, match="is not empty"):
+        pull(url, tmp_path / "other")
+    with pytest.raises(StaleInput, match="another run folder"):
+        begin(tmp_path / "other", url)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
+def test_while_a_run_goes_on_the_copy_follows(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    said: list[tuple[str, dict[str, Any]]] = []
+
+    def say(event: str, _: str, **facts: Any) -> None:
+        said.append((event, facts))
+
+    seen = threading.Event()
+    s3.fault = lambda method, path: seen.set() if method == "PUT" and "index.json" in path else None
+    with kept(run, url, say, every_s=0.05):
+        assert seen.wait(30), "while it lasts"
+        seen.clear()
+        (run / "evaluation" / "more.svg").write_text("<svg/>")
+        assert seen.wait(30)
+        (run / "evaluation" / "last.svg").write_text("<svg>last</svg>")
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(run)
+    assert said[-1][0] == "mirror" and said[-1][1]["files"] == len(contents(run))
+
+    (run / "evaluation" / "before.svg").write_text("<svg>failed</svg>")
+    with pytest.raises(ZeroDivisionError), kept(run, url, say):
+        raise ZeroDivisionError
+    assert hashlib.sha256(b"<svg>failed</svg>").hexdigest() in names(f"{url}/objects"), "a run that fails is copied"
+
+    s3.fault = lambda method, _path: 403 if method == "PUT" else None
+    (run / "evaluation" / "unsent.svg").write_text("<svg>unsent</svg>")
+    with pytest.raises(KeyboardInterrupt), kept(run, url, say):
+        raise KeyboardInterrupt
+    warned = threading.Event()
+    with pytest.raises(BadInput, match="cannot be used"), kept(run, url, lambda *_, **__: warned.set(), every_s=0.05):
+        assert warned.wait(30)
+    with kept(run, None, say):
+        pass
+
+
+def said_by(argv: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    found = capfd.readouterr()
+    return int(ended.value.code or 0), " ".join((found.out + found.err).split())
+
+
+def test_by_command(run: Path, url: str, s3: Faulty, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, words = said_by(["push", str(run)], capfd)
+    assert code == 1 and "has no copy yet. Say where" in words
+    assert said_by(["push", str(tmp_path / "nothing"), url], capfd)[0] == 1
+    code, words = said_by(["push", str(run), url], capfd)
+    assert code == 0 and f"{url}: {len(contents(run))} files" in words
+    code, words = said_by(["push", str(run)], capfd)
+    assert code == 0 and "sent 0" in words
+    other = tmp_path / "other"
+    code, words = said_by(["pull", url, str(other)], capfd)
+    assert code == 0 and f"{len(contents(run))} files" in words and contents(other) == contents(run)
+    s3.fault = lambda method, _path: 403 if method == "PUT" else None
+    (run / "evaluation" / "more.svg").write_text("<svg/>")
+    code, words = said_by(["push", str(run)], capfd)
+    assert code == 1 and "Set AWS_PROFILE" in words and SECRET not in words
+    assert SECRET not in (run / ".mirror.json").read_text() + get(url, "index.json").decode()

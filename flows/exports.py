@@ -196,7 +196,9 @@ def verify(
     *,
     workers: Annotated[int, Parameter(validator=Number(gte=0, lte=MOST_WORKERS), help="Processes; 0 is one per core.")] = 0,
 ) -> None:
-    """Check every file of a run, of its raw/ or clean/, or of an export, against what it says that it holds. Exit code 1 when something is wrong.
+    """Check every file of a run, of its raw/ or clean/, of its copy in a store, or of an export, against what it says that it holds.
+
+    Exit code 1 when something is wrong.
 
     Of a run that is not finished it checks what is there, and says what is not there yet.
 

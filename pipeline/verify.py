@@ -20,6 +20,7 @@ from pipeline.errors import BadInput
 from pipeline.fanout import fan_out
 from pipeline.file_checks import READ, Checked, Expected, Finding, check, in_words, not_told_of, table_of
 from pipeline.layout import RunLayout
+from pipeline.mirroring import index
 from pipeline.places import Location, join
 from pipeline.receipts import NAME as RECEIPT
 from pipeline.receipts import Progress, partials
@@ -68,6 +69,8 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
         raise BadInput(f"There is no folder at {place}. {_begun(place)}Give a run, or a folder of shards.")
     if ".partial-" in Path(str(place)).name:
         raise BadInput(f"{place} is not finished. Give the command that began it again: it goes on, and gives the folder its name.")
+    if _is_copy(root):
+        return _of_copy(root, workers, progress)
     is_run = places.facts(join(root, "run.json"), READ) is not None
     parts = [f"{name}/" for name in ("raw", "clean") if places.is_folder(join(root, name), READ)] if is_run else [""]
     folders = [_Folder.of(join(root, part.rstrip("/"))) for part in parts]
@@ -85,6 +88,27 @@ def verify(place: Location, *, workers: int = 0, progress: Progress | None = Non
         whole.findings += sorted(Finding(part + one.name, one.what) for one in found)
     if is_run:
         _look_at_stages(root, whole)
+    return whole
+
+
+def _is_copy(root: str) -> bool:
+    return places.is_remote(root) and places.facts(join(root, index.NAME), READ) is not None and _dataset(root) is None
+
+
+def _of_copy(url: str, workers: int, progress: Progress | None) -> Verified:
+    """The copy of a run: each object that its index names."""
+    standing = index.read(url)
+    if standing is None:
+        raise BadInput(f"{url} is being written. Give the same command again.")
+    paths = {one.sha256: path for path, one in standing.files.items()}
+    expected = [
+        Expected(url, f"{index.OBJECTS}/{sha256}", "bytes", standing.files[path].size, sha256) for sha256, path in sorted(paths.items())
+    ]
+    whole = Verified()
+    for one, done in zip(expected, fan_out(check, expected, workers=workers, progress=progress), strict=True):
+        whole.files += done.files
+        whole.bytes += done.bytes
+        whole.findings += [Finding(f"{paths[one.sha256 or '']}, {finding.name}", finding.what) for finding in done.findings]
     return whole
 
 
@@ -252,6 +276,8 @@ def _not_told_of(folder: _Folder, checked: list[Checked]) -> list[Finding]:
 def advice(place: Location, findings: Sequence[Finding]) -> str:
     """What to do about findings."""
     name = Path(str(place)).name
+    if _is_copy(places.located(place)):
+        return "Remove these objects, and `purify push` from the run folder: what is not there is sent again."
     if name in {"raw", "clean"}:
         return f"Remove {place} and give the same `purify run` again: it will be made anew."
     if places.facts(join(places.located(place), "run.json"), READ) is None:

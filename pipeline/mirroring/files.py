@@ -77,11 +77,6 @@ def look(run: Path) -> dict[str, Seen]:
     return found
 
 
-def finished(files: dict[str, Seen]) -> dict[str, Seen]:
-    """Those that are in no half-made folder."""
-    return {path: one for path, one in files.items() if not any(map(_BEGUN.fullmatch, path.split("/")))}
-
-
 def hold(path: Path, held: Path) -> None:
     """`held` as a second name of the file, which stays when the first one is given to another; a copy where the disk has no links."""
     try:

@@ -76,6 +76,8 @@ def pull(url: str, run: Path, progress: Progress | None = None) -> int:
                     progress(done, len(paths))
             for path in paths[-1:]:
                 memo.sent[_fetch(url, run / path, standing.files[path], over)] = standing.files[path].sha256
+                if progress:
+                    progress(len(paths), len(paths))
             memo.write(run)
     return len(paths)
 

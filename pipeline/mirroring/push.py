@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +14,17 @@ from pipeline.addresses import join
 from pipeline.errors import PurifyError, StaleInput
 from pipeline.layout import RunLayout
 from pipeline.mirroring import index
-from pipeline.mirroring.files import Seen, emptied, finished, hold, locked, look, seen, several
+from pipeline.mirroring.files import Seen, emptied, hold, locked, look, several
 from pipeline.mirroring.index import Index, Stored, object_of
 from pipeline.mirroring.memo import Memo, url_of
 from pipeline.receipts import Progress, disk_watched
 from pipeline.run_folder import require_whole
 
-EVERY_S = 300.0
-"""Between two pushes while a run goes on: what is lost with a machine, at most, beside the time that a push takes."""
-_LOOKS = 3
+EVERY_S = 60.0
+"""Between two pushes while a run goes on, or three times as long as the last one took, where that is longer: so the network is left to others, too."""
+_SHARE = 3
+_LOOKS, _PAUSE_S = 10, 0.2
+"""Pairs of looks, and how much longer the pause is before each."""
 _LOCK, _SENDING = ".mirror.lock", ".mirror.sending"
 
 
@@ -77,7 +80,10 @@ class Mirror:
                 index.require_free(self._url)
             self._objects = {name for name in stores.names(join(self._url, index.OBJECTS)) if index.SHA256.fullmatch(name)}
         with disk_watched(self._run / index.NAME):
-            files, sent = self._settled(self._objects, progress)
+            with emptied(self._run / _SENDING) as folder:
+                seen, held = self._held(folder, self._objects)
+                sent = self._sent(seen, held, self._objects, progress)
+            files = {path: Stored(self._memo.sent[one], one.size, one.is_private) for path, one in seen.items()}
             if standing is None or standing.writer != self._memo.writer or standing.files != files:
                 needed = {one.sha256 for one in files.values()}
                 self._memo.sent = {one: sha256 for one, sha256 in self._memo.sent.items() if sha256 in needed}
@@ -89,61 +95,53 @@ class Mirror:
         self._objects -= gone
         return Pushed(len(files), sum(one.size for one in files.values()), len(sent), sum(sent))
 
-    def _settled(self, objects: set[str], progress: Progress | None) -> tuple[dict[str, Stored], list[int]]:
-        """Files of one moment, all of which are in the store; and the length of each that was sent.
+    def _held(self, folder: Path, objects: set[str]) -> tuple[dict[str, Seen], dict[str, Path]]:
+        """The files of one moment; and of those that are not in the store a second name each, under which they stay while they are sent.
 
-        The finished files are of one moment when a look before anything is sent and one after it see the same. Half-made folders are worked in: of these
-        counts what both looks see, which is what a cut of power could leave.
+        Two looks that see the same are at a moment between them; holding a file takes no time, so the next one comes at once.
         """
-        sent: list[int] = []
-        for _ in range(_LOOKS):
-            before = look(self._run)
-            arrived = self._send(before, objects, sent, progress)
-            after = look(self._run)
-            same = {path: one for path, one in before.items() if path in arrived and after.get(path) == one}
-            if finished(before) == finished(same) == finished(after):
-                return {path: Stored(arrived[path], one.size, one.is_private) for path, one in same.items()}, sent
+        for attempt in range(_LOOKS):
+            self._stopped.wait(attempt * _PAUSE_S)
+            files, held = look(self._run), dict[str, Path]()
+            with contextlib.suppress(FileNotFoundError):
+                for number, path in enumerate(path for path, one in files.items() if self._memo.sent.get(one) not in objects):
+                    held[path] = folder / f"{attempt}-{number}"
+                    hold(self._run / path, held[path])
+                if look(self._run) == files:
+                    return files, held
+            for one in held.values():
+                one.unlink(missing_ok=True)
         raise StaleInput(f"{self._run} does not hold still. Give the same command again when less goes on in it.")
 
-    def _send(self, files: dict[str, Seen], objects: set[str], sent: list[int], progress: Progress | None) -> dict[str, str]:
-        """Path -> SHA-256 in the store; without what was replaced meanwhile."""
-        known = {path: self._memo.sent.get(one, "") for path, one in files.items()}
-        arrived = {path: sha256 for path, sha256 in known.items() if sha256 in objects}
-        new = [path for path in files if path not in arrived]
+    def _sent(self, files: dict[str, Seen], held: dict[str, Path], objects: set[str], progress: Progress | None) -> list[int]:
+        """Put into the store what is held; the length of each that had to be sent."""
+        sent: list[int] = []
         begun: set[str] = set()
         turn, over = threading.Lock(), threading.Event()
 
         def is_over() -> bool:
             return over.is_set() or self._stopped.is_set()
 
-        def send(number: int) -> str | None:
+        def send(path: str) -> str:
             if is_over():
                 raise stores.Abandoned("The push was stopped.")
-            path, held = self._run / new[number], folder / str(number)
-            with contextlib.suppress(FileNotFoundError):
-                hold(path, held)
-                if seen(path) != files[new[number]]:
-                    return None
-                with held.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                with turn:
-                    is_sent = sha256 in objects or sha256 in begun  # the latter by another thread, whose failure is that of all
-                    begun.add(sha256)
-                if not is_sent:
-                    stores.upload(held, object_of(self._url, sha256), is_over)
-                    objects.add(sha256)
-                    sent.append(files[new[number]].size)
-                held.unlink()
-                return sha256
-            return None
+            with held[path].open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            with turn:
+                is_new = sha256 not in objects and sha256 not in begun  # by another thread, whose failure is that of all
+                begun.add(sha256)
+            if is_new:
+                stores.upload(held[path], object_of(self._url, sha256), is_over)
+                objects.add(sha256)
+                sent.append(files[path].size)
+            held[path].unlink()
+            return sha256
 
-        with emptied(self._run / _SENDING) as folder:
-            for done, sha256 in enumerate(several(send, range(len(new)), over), 1):
-                if sha256 is not None:
-                    arrived[new[done - 1]] = self._memo.sent[files[new[done - 1]]] = sha256
-                if progress:
-                    progress(done, len(new))
-        return arrived
+        for done, (path, sha256) in enumerate(zip(held, several(send, held, over), strict=True), 1):
+            self._memo.sent[files[path]] = sha256
+            if progress:
+                progress(done, len(held))
+        return sent
 
 
 def require_ours(memo: Memo, standing: Index | None) -> None:
@@ -159,8 +157,9 @@ def require_ours(memo: Memo, standing: Index | None) -> None:
 def kept(run: Path, url: str | None, say: Callable[..., None], every_s: float = EVERY_S) -> Iterator[None]:
     """While it lasts the copy follows the run folder, and at its end it is what the folder is.
 
-    Without `url` nothing is copied, and it is said where that leaves a copy behind. A run that fails is copied too; one that is stopped is not, it has no time. `say(event, words, **facts)` is told what the last push did, and of one before it
-    that failed: the next may not. Raises what `Mirror.push` does at the end of a run that went well.
+    A run that fails is copied too; one that is stopped is not, it has no time. `say(event, words, **facts)` is told what the last push did, and of one before
+    it that failed: the next may not. Without `url` nothing is copied, and it is said where that leaves a copy behind. Raises what `Mirror.push` does at the
+    end of a run that went well.
     """
     if url is None:
         if standing := url_of(run):
@@ -179,8 +178,11 @@ def kept(run: Path, url: str | None, say: Callable[..., None], every_s: float = 
                 say("warning", f"The copy of the run is not up to date: {error}", error=str(error))
 
         def follow() -> None:
-            while not over.wait(every_s):
+            pause = every_s
+            while not over.wait(pause):
+                started = time.monotonic()
                 push()
+                pause = max(every_s, _SHARE * (time.monotonic() - started))
 
         follower = threading.Thread(target=follow, name="mirror", daemon=True)
         follower.start()

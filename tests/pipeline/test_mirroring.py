@@ -1,5 +1,6 @@
 """A run folder's copy in a real S3 server on loopback, which throttles and fails: always the folder of one moment, and the same when it is pulled."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -15,7 +16,7 @@ from pipeline import patience, stores
 from pipeline.errors import BadConfig, BadInput, NoSpace, StaleInput
 from pipeline.layout import RunLayout
 from pipeline.mirroring import push as pushing
-from pipeline.mirroring.files import look
+from pipeline.mirroring.files import Seen, look
 from pipeline.mirroring.memo import half_pulled, url_of
 from pipeline.mirroring.pull import begin, pull, would_take
 from pipeline.mirroring.push import Mirror, Pushed, kept
@@ -245,53 +246,69 @@ def test_a_pull_that_was_killed_follows_a_copy_that_has_changed(run: Path, url: 
     assert contents(tmp_path / "other") == contents(run)
 
 
-def test_a_folder_that_changes_while_it_is_sent_is_looked_at_again(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
-    times = 0
+def replace(path: Path, content: bytes) -> None:
+    path.with_name(".new").write_bytes(content)
+    path.with_name(".new").replace(path)
 
-    def changes(method: str, path: str) -> None:
-        nonlocal times
-        if method == "PUT" and "/objects/" in path and times < 2:
-            times += 1
-            new = run / f".new{times}"
-            new.write_text(f'{{"finished": true, "time": {times}}}')
-            new.replace(run / "run.json")
+
+def test_what_changes_while_it_is_sent_is_sent_as_it_was(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    before = contents(run)
+    checkpoint = run / "rounds" / "2" / ".train.partial-0123456789abcdef" / ".work" / "checkpoint.safetensors"
+    changed = False
+
+    def changes(method: str, _: str) -> None:
+        nonlocal changed
+        if method == "PUT" and not changed:
+            changed = True
+            replace(checkpoint, b"two state" * 1000)
+            replace(run / "run.json", b'{"finished": true}')
+            shutil.rmtree(run / "evaluation")
 
     s3.fault = changes
     push(run, url)
-    pull(url, tmp_path / "other")
-    assert times == 2 and contents(tmp_path / "other") == contents(run)
-
-    def never_rests(method: str, path: str) -> None:
-        if method == "PUT":
-            (run / "evaluation" / f"{hashlib.sha256(path.encode()).hexdigest()}.svg").write_text(path)
-
-    s3.fault = never_rests
-    (run / "evaluation" / "x.svg").write_text("x")
-    with pytest.raises(StaleInput, match="does not hold still"):
-        push(run, url)
-
-
-def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_the_old_one_or_the_new_one(
-    run: Path, url: str, s3: Faulty, tmp_path: Path
-) -> None:
-    checkpoint = run / "rounds" / "2" / ".train.partial-0123456789abcdef" / ".work" / "checkpoint.safetensors"
-    states = [b"one state" * 1000, b"two state" * 1000]
-
-    def replaces(method: str, _: str) -> None:
-        if method == "PUT" and checkpoint.read_bytes() == states[0]:
-            checkpoint.with_name(".new").write_bytes(states[1])
-            checkpoint.with_name(".new").replace(checkpoint)
-
-    s3.fault = replaces
+    pull(url, tmp_path / "then")
+    assert changed and contents(tmp_path / "then") == before != contents(run)
     push(run, url)
-    pull(url, tmp_path / "other")
-    assert {path: one for path, one in contents(tmp_path / "other").items() if "checkpoint" not in path} == {
-        path: one for path, one in contents(run).items() if "checkpoint" not in path
-    }
+    pull(url, tmp_path / "now")
+    assert contents(tmp_path / "now") == contents(run)
     for name in names(f"{url}/objects"):
         assert hashlib.sha256(get(url, f"objects/{name}")).hexdigest() == name
+
+
+def test_looks_are_repeated_until_two_see_the_same(
+    run: Path, url: str, s3: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushing, "_PAUSE_S", 0.001)
+    looks = 0
+
+    def busy(folder: Path) -> dict[str, Seen]:
+        nonlocal looks
+        looks += 1
+        found = look(folder)
+        if looks < wild:
+            replace(run / "run.json", f'{{"look": {looks}}}'.encode())
+            (run / "clean" / "dataset.json").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(pushing, "look", busy)
+    wild = 6
     push(run, url)
-    assert hashlib.sha256(states[1]).hexdigest() in names(f"{url}/objects")
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(run) and not (run / ".mirror.sending").exists()
+    wild = 10**6
+    with pytest.raises(StaleInput, match="does not hold still"):
+        push(run, url)
+    assert not (run / ".mirror.sending").exists()
+
+
+def test_a_disk_without_links_is_copied(run: Path, url: str, s3: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    push(run, url)
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(run)
 
 
 def test_a_push_that_is_stopped_ends_soon_and_leaves_the_copy_as_it_was(
@@ -376,6 +393,7 @@ def test_an_index_of_nonsense_is_refused(url: str, s3: Faulty, tmp_path: Path, f
 def test_objects_that_are_not_what_they_say(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
     push(run, url)
     sha256 = hashlib.sha256((run / "clean" / "dataset.json").read_bytes()).hexdigest()
+    assert verify(url, workers=1).findings == []
     for wrong, message in ((b"x", "is not what its name says"), (b"x" * 10**6, "is not what its name says"), (None, "is gone: the copy")):
         if wrong is None:
             import boto3
@@ -388,6 +406,7 @@ def test_objects_that_are_not_what_they_say(run: Path, url: str, s3: Faulty, tmp
         with pytest.raises(BadInput, match=message):
             pull(url, tmp_path / "other")
         assert not (tmp_path / "other" / "clean" / "dataset.json").exists()
+        assert {one.name for one in verify(url, workers=1).findings} == {f"clean/dataset.json, objects/{sha256}"}
     push(run, url)
     pull(url, tmp_path / "other")
     assert contents(tmp_path / "other") == contents(run), "a push sends what is gone again"

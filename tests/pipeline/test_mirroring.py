@@ -205,7 +205,7 @@ def test_its_writer_is_known_after_a_kill_at_the_index(run: Path, url: str, s3: 
     assert "0" * 64 not in names(f"{url}/objects")
 
 
-@pytest.mark.parametrize("at", [1, 12])
+@pytest.mark.parametrize("at", [6, 14])
 def test_a_pull_that_is_killed_is_gone_on_with_and_nothing_else_works_there(
     run: Path, url: str, s3: Faulty, at: int, tmp_path: Path
 ) -> None:
@@ -231,7 +231,7 @@ def test_a_pull_that_is_killed_is_gone_on_with_and_nothing_else_works_there(
     begin(other, url)
     fetched = len([path for path in told(s3, "GET") if "/objects/" in path])
     assert contents(other) == contents(run) and half_pulled(other) is None
-    assert fetched <= len(contents(run)) - at, "what had come is not fetched again"
+    assert fetched <= len(contents(run)) - at + 4, "what had come is not fetched again, but for the four that were on their way"
 
 
 def test_a_pull_that_was_killed_follows_a_copy_that_has_changed(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.errors import PurifyError
 from pipeline.visible import visible
 
 _out = Console()
@@ -88,8 +89,11 @@ def forget(
         _say("Nothing was changed. The same command with --yes does it, and it cannot be undone.")
         return
     if (url := url_of(run)) is not None:
-        with Mirror(run, url) as mirror:
-            mirror.push()
+        try:
+            with Mirror(run, url) as mirror:
+                mirror.push()
+        except PurifyError as error:
+            raise type(error)(f"It is forgotten here, and not in the copy at {url}: {error} Then: purify push {run}") from error
         _say(f"The copy at {url} has it no more either; versions that the bucket itself keeps are for you to remove.")
     _say(
         f"Done. Not ours to change: the crawl itself, copies of {run / 'clean'}, data sets of `purify export --to`, review folders of "

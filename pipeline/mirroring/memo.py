@@ -65,7 +65,7 @@ def _told(run: Path) -> dict[str, Any] | None:
     try:
         told: dict[str, Any] = json.loads((run / NAME).read_text("utf-8"))
         return told if "url" in told else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise StaleInput(f"{run / NAME} is damaged. Remove it, and give an empty prefix for the copy.") from error

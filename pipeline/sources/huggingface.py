@@ -21,7 +21,7 @@ from pipeline.config import IngestConfig
 from pipeline.duck import literal, spilling
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
-from pipeline.sources import file_plan, table
+from pipeline.sources import file_plan, table, text_tables
 from pipeline.sources.base import Item, Listing, Problem, bad_key, license_of, named, require_regular, steering_key, unreadable, uri_text
 
 SPLITS = frozenset("train training test testing validation valid val dev eval evaluation".split())
@@ -148,7 +148,7 @@ def _lines(crawl: str, path: str, config: IngestConfig) -> Iterator[tuple[bytes,
     folder = path.rpartition("/")[0]
     place = places.join(crawl, path)
     try:
-        for row in table.text_rows(place, config):
+        for row in text_tables.text_rows(place, config):
             file = row.get("file_name")
             name = next((row[key] for key in (config.identity_key, *_LABELS) if row.get(key)), None)
             about = {"identity": name, "caption": row.get("caption") or row.get("text"), "url": row.get("url"), "license": license_of(row)}
@@ -189,7 +189,7 @@ def _table(rows: list[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
 
 def _names_files(place: str, config: IngestConfig) -> bool:
     try:
-        return "file_name" in table.first_row(place, config)
+        return "file_name" in text_tables.first_row(place, config)
     except (OSError, csv.Error):
         return False
 

@@ -6,7 +6,6 @@ sorted by identity gives raw shards that are, and training mixes them by its ord
 """
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pipeline import places
 from pipeline.config import IngestConfig
 from pipeline.errors import BadCrawl
 from pipeline.looks import Look
+from pipeline.sources import text_tables
 from pipeline.sources.base import (
     LICENSE,
     Item,
@@ -32,7 +32,6 @@ from pipeline.sources.base import (
     digest_of,
     irregular,
     named,
-    printable,
     require_regular,
     text_or_none,
     unreadable,
@@ -40,15 +39,13 @@ from pipeline.sources.base import (
 )
 from pipeline.sources.img2dataset import failure
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
-_TEXTS = SUFFIXES[1:]
+SUFFIXES = (".parquet", *text_tables.SUFFIXES)
 _IMAGE = ("image", "bytes", "jpg", "png", "path", "file_name", "url")
 _URL = ("url", "source_url")
 _CAPTION = ("caption", "text")
 _BATCH = 64
 _FETCHES = 8
 """Pictures of a slice that are on their way at once, when the table holds paths or URLs."""
-_MAX_FIELD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -286,8 +283,8 @@ def _opened(place: str, local: str | None, config: IngestConfig) -> BinaryIO:
 def _local(place: str, to: Path, config: IngestConfig) -> str | None:
     """A Parquet file on the disk for a text table and for what comes by http(s); None for Parquet that can be read where it is."""
     try:
-        if places.name_of(place).lower().endswith(_TEXTS):
-            _text_to_parquet(place, to, config)
+        if places.name_of(place).lower().endswith(text_tables.SUFFIXES):
+            text_tables.to_parquet(place, to, config)
         elif places.is_web(place):
             places.download(place, to, config)
         else:
@@ -295,63 +292,6 @@ def _local(place: str, to: Path, config: IngestConfig) -> str | None:
     except (OSError, csv.Error) as error:
         raise BadCrawl(f"{places.recorded(place)} cannot be read: {error}. Mend it, or take it out of the crawl.") from error
     return str(to)
-
-
-def _text_to_parquet(place: str, to: Path, config: IngestConfig) -> None:
-    """All values as text, JSON's numbers and lists as they are written there. Columns are those of the first 20,000 rows."""
-    writer: pq.ParquetWriter | None = None
-    lines = text_rows(place, config)
-    while rows := list(islice(lines, 20_000)):
-        if writer is None:
-            schema = pa.schema([(name, pa.string()) for name in dict.fromkeys(name for row in rows for name in row)])
-            writer = pq.ParquetWriter(to, schema)
-        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    if writer is None:
-        raise BadCrawl(f"{places.recorded(place)} is an empty table.")
-    writer.close()
-
-
-def text_rows(place: str, config: IngestConfig) -> Iterator[dict[str, str | None]]:
-    """Rows of CSV, TSV or JSON lines in UTF-8, all values as text. A line that is no JSON object is a row without values.
-
-    Raises OSError, csv.Error. BadCrawl: for another encoding, of which nobody could say which it is, and names would become others.
-    """
-    try:
-        yield from _text_rows(place, config, "strict")
-    except UnicodeDecodeError as error:
-        raise BadCrawl(
-            f"{places.shown(place)} is no UTF-8: it has {error.object[error.start : error.start + 1]!r} where that cannot stand. "
-            "Convert it, as by: iconv -f LATIN1 -t UTF-8 (or from CP1252, UTF-16 ...), and look at some names."
-        ) from error
-
-
-def first_row(place: str, config: IngestConfig) -> dict[str, str | None]:
-    """The first row by what can be read of it, whatever the encoding; empty when there is none. Raises OSError, csv.Error."""
-    return next(_text_rows(place, config, "replace"), {})
-
-
-def _text_rows(place: str, config: IngestConfig, errors: str) -> Iterator[dict[str, str | None]]:
-    suffix = places.name_of(place).lower()
-    csv.field_size_limit(_MAX_FIELD)
-    with places.open_file(place, config) as file:
-        text = io.TextIOWrapper(file, "utf-8-sig", errors=errors, newline="")
-        if suffix.endswith((".csv", ".tsv")):
-            for row in csv.DictReader(text, delimiter="\t" if suffix.endswith(".tsv") else ",", restval=None, restkey="_rest"):
-                yield {name: value for name, value in row.items() if name != "_rest"}
-            return
-        for line in text:
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                found = None
-            if isinstance(found, dict):
-                yield {printable(name): _text(value) for name, value in found.items()}
-            elif line.strip():
-                yield {}
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else printable(value if isinstance(value, str) else json.dumps(value))
 
 
 def columns_of(names: list[str], place: str, config: IngestConfig, identity: str | None = None) -> Columns:
@@ -392,8 +332,8 @@ def _of_delimiter(names: list[str]) -> str:
 
 def _has_columns(place: str, config: IngestConfig) -> bool:
     try:
-        if place.lower().endswith(_TEXTS):
-            names = list(first_row(place, config))
+        if place.lower().endswith(text_tables.SUFFIXES):
+            names = list(text_tables.first_row(place, config))
             if len(names) == 1:  # another delimiter, which is to be told of
                 names = re.split(r"[;\t|]", names[0])
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from pipeline.mirroring.push import Mirror
 from pipeline.stores import names
 from tests.flows.small_run import OPTIONS, manifest
 from tests.pipeline.store_server import SECRET, s3_server
@@ -63,6 +64,9 @@ def test_another_machine_goes_on_and_nothing_is_done_twice(
     its = before[(before["identity"] == name) & before["shard"].notna()]
     tars = {hashlib.sha256((run / "raw" / f"{shard}.tar").read_bytes()).hexdigest() for shard in its["shard"].unique()}
     assert tars <= names(f"{URL}/objects")
+    with Mirror(run, URL):
+        code, words = said(capfd, "forget", str(run), "--identity", name, "--yes")
+    assert code == 1 and f"not in the copy at {URL}: Another process copies" in " ".join(words.split())
     code, words = said(capfd, "forget", str(run), "--identity", name, "--yes")
     assert code == 0 and f"The copy at {URL} has it no more either" in " ".join(words.split())
     assert not tars & names(f"{URL}/objects")

@@ -19,6 +19,8 @@ class Memo:
 
     url: str
     writer: str = field(default_factory=lambda: secrets.token_hex(16))
+    number: int = 0
+    """Of the last index that was written, or was about to be."""
     taken_from: str | None = None
     """The name of the index that this folder was pulled from."""
     sent: dict[Seen, str] = field(default_factory=dict)
@@ -30,12 +32,17 @@ class Memo:
         told = _told(run)
         if told is None or told["url"] != url or "sent" not in told:
             return cls(url)
-        return cls(url, told["writer"], told["taken_from"], {Seen(*one[:4]): one[4] for one in told["sent"]})
+        try:
+            sent = {Seen(int(size), int(at), int(inode), bool(private)): str(sha256) for size, at, inode, private, sha256 in told["sent"]}
+            return cls(url, str(told["writer"]), int(told["number"]), told["taken_from"], sent)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(run) from error
 
     def write(self, run: Path) -> None:
         """Put it into the run folder."""
         sent = [[*astuple(one), sha256] for one, sha256 in self.sent.items()]
-        write_json(run / NAME, {"url": self.url, "writer": self.writer, "taken_from": self.taken_from, "sent": sent})
+        told = {"url": self.url, "writer": self.writer, "number": self.number, "taken_from": self.taken_from, "sent": sent}
+        write_json(run / NAME, told)
 
 
 def url_of(run: Path) -> str | None:
@@ -63,9 +70,15 @@ def require_pulled(run: Path) -> None:
 
 def _told(run: Path) -> dict[str, Any] | None:
     try:
-        told: dict[str, Any] = json.loads((run / NAME).read_text("utf-8"))
-        return told if "url" in told else None
+        told = json.loads((run / NAME).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StaleInput(f"{run / NAME} is damaged. Remove it, and give an empty prefix for the copy.") from error
+        raise _damaged(run) from error
+    if not isinstance(told, dict) or not isinstance(told.get("url"), str):
+        raise _damaged(run)
+    return told
+
+
+def _damaged(run: Path) -> StaleInput:
+    return StaleInput(f"{run / NAME} is damaged. Remove it, and give the copy an empty prefix.")

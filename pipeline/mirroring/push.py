@@ -87,8 +87,10 @@ class Mirror:
             if standing is None or standing.writer != self._memo.writer or standing.files != files:
                 needed = {one.sha256 for one in files.values()}
                 self._memo.sent = {one: sha256 for one, sha256 in self._memo.sent.items() if sha256 in needed}
-                self._memo.write(self._run)  # first: once the index stands, its writer must be known here
-                Index.after(standing, self._memo.writer, files).write(self._url)
+                new = Index.after(standing, self._memo.writer, files)
+                self._memo.number = new.number
+                self._memo.write(self._run)  # first: once the index stands, it must be known here
+                new.write(self._url)
         gone = self._objects - {one.sha256 for one in files.values()}
         for _ in several(lambda sha256: stores.remove(object_of(self._url, sha256)), gone, threading.Event()):
             pass
@@ -145,8 +147,9 @@ class Mirror:
 
 
 def require_ours(memo: Memo, standing: Index | None) -> None:
-    """Raise StaleInput when another run folder has written the copy since this one pushed it, or was pulled from it."""
-    if standing is not None and standing.writer != memo.writer and standing.name != memo.taken_from:
+    """Raise StaleInput when another run folder has written the copy since this one pushed it, or was pulled from it; also one that was this one's twin."""
+    is_last = standing is None or (standing.writer == memo.writer and standing.number <= memo.number)
+    if standing is not None and not is_last and standing.name != memo.taken_from:
         raise StaleInput(
             f"The copy at {memo.url} was written at {standing.written} from another run folder. To go on from it, give a run folder that is empty; "
             "to copy this one, give an empty prefix."

@@ -192,6 +192,29 @@ def test_one_run_folder_writes_a_copy(run: Path, url: str, s3: Faulty, template:
         pass
 
 
+def test_of_two_twins_one_writes_the_copy(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    twin = shutil.copytree(run, tmp_path / "twin")
+    (twin / "evaluation" / "twin.svg").write_text("<svg/>")
+    push(twin, url)
+    (run / "evaluation" / "run.svg").write_text("<svg/>")
+    with pytest.raises(StaleInput, match="another run folder"):
+        push(run, url)
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(twin)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "7", '{"url": 7}', '{"url": URL, "sent": [[1]]}', '{"url": URL, "sent": 3}', '{"url": URL, "sent": []}']
+)
+def test_a_damaged_memory_is_refused(run: Path, url: str, s3: Faulty, content: str) -> None:
+    (run / ".mirror.json").write_text(content.replace("URL", json.dumps(url)))
+    with pytest.raises(StaleInput, match=r"mirror.json is damaged. Remove it"):
+        push(run, url)
+    (run / ".mirror.json").unlink()
+    push(run, url)
+
+
 def test_its_writer_is_known_after_a_kill_at_the_index(run: Path, url: str, s3: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt

@@ -93,11 +93,14 @@ def forget(
             with Mirror(run, url) as mirror:
                 mirror.push()
         except PurifyError as error:
-            raise type(error)(f"It is forgotten here, and not in the copy at {url}: {error} Then: purify push {run}") from error
+            raise type(error)(
+                f"It is forgotten here, and still in the copy at {url}: {error} It goes from there when `purify push {run}` succeeds, "
+                "when the run folder that writes the copy now forgets it too, or when you remove the prefix."
+            ) from error
         _say(f"The copy at {url} has it no more either; versions that the bucket itself keeps are for you to remove.")
     _say(
         f"Done. Not ours to change: the crawl itself, copies of {run / 'clean'}, data sets of `purify export --to`, review folders of "
-        "`purify sample-review`, exports of queries, backups. "
+        "`purify sample-review`, exports of queries, copies at other URLs, backups. "
         f"{'The rest' if retrain else 'The audit page'} is made anew by `{f'purify run CRAWL {run}' if retrain else f'purify export {run}'}`."
     )
 

@@ -24,6 +24,7 @@ from pipeline.errors import BadInput, StaleInput
 from pipeline.forgotten import Forgotten
 from pipeline.growth import LISTING
 from pipeline.layout import RunLayout
+from pipeline.mirroring.memo import require_pulled
 from pipeline.receipts import Progress, write_json
 from pipeline.replace import Replacement, roll_forward
 from pipeline.run_folder import claimed, read_record
@@ -96,6 +97,7 @@ def forget(
     is damaged already.
     """
     layout = RunLayout(run)
+    require_pulled(run)
     if not layout.run_json.exists():
         raise BadInput(f"{run} is no run folder: it has no run.json. Give the folder that `purify run CRAWL RUN` made.")
     with claimed(read_record(layout)["crawl"], layout, to_forget=True):

@@ -11,6 +11,7 @@ from pipeline.config import validate
 from pipeline.errors import BadInput, PurifyError
 from pipeline.layout import RunLayout
 from pipeline.learned import LEAST_CLASSES, advice_on_too_few, judged_anyway, not_learned
+from pipeline.mirroring.memo import require_pulled
 from pipeline.receipts import Receipt, partials, write_json
 from pipeline.visible import counted
 
@@ -108,6 +109,7 @@ def half_forgotten(run: RunLayout) -> str | None:
 def record_of(run: Path) -> dict[str, Any]:
     """run.json. Raises BadInput when this is no run folder."""
     path = RunLayout(run).run_json
+    require_pulled(run)
     try:
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -74,7 +74,7 @@ def read_json(url: str) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{url} is no JSON ({error}). Give an empty prefix.") from error
     if not isinstance(found, dict):
         raise BadInput(f"{url} is not one of ours. Give an empty prefix.")
@@ -134,4 +134,12 @@ def _explained(url: str, act: Callable[[], R]) -> R:
     except ImportError as error:
         raise BadInput(places.missing_package(url, error)) from error
     except Exception as error:
-        raise BadInput(f"{url} cannot be used: {type(error).__name__}: {error}. {places.access_advice(url)}") from error
+        raise BadInput(f"{url} cannot be used: {type(error).__name__}: {error}. {_advice(url, str(error))}") from error
+
+
+def _advice(url: str, told: str) -> str:
+    if "Could not connect" in told or "onnect timeout" in told:
+        return "The store does not answer. Give the same command again when it does."
+    if "ucket does not exist" in told:
+        return "Make the bucket first, or look at its name."
+    return places.access_advice(url)

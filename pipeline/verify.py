@@ -104,9 +104,8 @@ def _of_copy(url: str, workers: int, progress: Progress | None) -> Verified:
     expected = [
         Expected(url, f"{index.OBJECTS}/{sha256}", "bytes", standing.files[path].size, sha256) for sha256, path in sorted(paths.items())
     ]
-    whole = Verified()
+    whole = Verified(files=len(standing.files))
     for one, done in zip(expected, fan_out(check, expected, workers=workers, progress=progress), strict=True):
-        whole.files += done.files
         whole.bytes += done.bytes
         whole.findings += [Finding(f"{paths[one.sha256 or '']}, {finding.name}", finding.what) for finding in done.findings]
     return whole

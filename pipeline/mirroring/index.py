@@ -3,15 +3,19 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Self
 
 from pipeline import stores
-from pipeline.addresses import is_remote, join
+from pipeline.addresses import is_remote, is_web, join, shown
 from pipeline.errors import BadConfig, BadInput
 from pipeline.mirroring.files import is_copied, is_inside
 
 NAME, OBJECTS = "index.json", "objects"
+LAST = "run.json"
+"""Without it, nothing takes a folder for a run: it is pulled last."""
 FORMAT, VERSION = "copy of a purify run", 1
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/?]+(/[^?]*)?$")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -55,6 +59,10 @@ def required(url: str) -> str:
     """The URL as all functions take it. Raises BadConfig: for one that cannot be written, that holds credentials, or is no URL."""
     if not is_remote(url):
         raise BadConfig(f"{url} is no URL of a store. Give one such as s3://bucket/prefix; on a disk, put the run folder itself there.")
+    if not _URL.match(url) and not is_web(url):
+        raise BadConfig(
+            f"{shown(url)} names no place in a store. Give one such as s3://bucket/prefix, the scheme in small letters, nothing behind a `?`."
+        )
     return stores.require_store(url)
 
 
@@ -72,8 +80,13 @@ def read(url: str) -> Index | None:
         raise BadInput(f"{join(url, NAME)} is not the index of a copy, or of another version of this program. Give an empty prefix.")
     try:
         files = {path: _stored(path, one) for path, one in found["files"].items()}
-        return Index(str(found["writer"]), int(found["number"]), str(found["written"]), files)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if LAST not in files or any(str(folder) in files for path in files for folder in PurePosixPath(path).parents):
+            raise ValueError(f"its files are no run: no {LAST}, or one inside of another")
+        writer, written = found["writer"], found["written"]
+        if not (isinstance(writer, str) and isinstance(written, str) and f"{writer}{written}".isprintable()):
+            raise ValueError("it does not say who wrote it, and when")
+        return Index(writer, int(found["number"]), written, files)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f"{join(url, NAME)} is damaged, or not ours: {error}. Give an empty prefix.") from error
 
 

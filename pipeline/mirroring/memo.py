@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,15 @@ def url_of(run: Path) -> str | None:
     return None if told is None else str(told["url"])
 
 
-def note_pull(run: Path, url: str) -> None:
-    """From here on, until a memo is written, the folder is half pulled."""
-    write_json(run / NAME, {"url": url})
+def note_pull(run: Path, url: str, paths: Iterable[str]) -> None:
+    """From here on, until a memo is written, the folder is half pulled, and these files are the pull's."""
+    write_json(run / NAME, {"url": url, "paths": sorted(paths)})
+
+
+def begun_pull(run: Path) -> set[str]:
+    """The files of a pull that was stopped half way."""
+    told = _told(run)
+    return set() if told is None else {str(path) for path in told.get("paths", [])}
 
 
 def half_pulled(run: Path) -> str | None:
@@ -81,4 +88,4 @@ def _told(run: Path) -> dict[str, Any] | None:
 
 
 def _damaged(run: Path) -> StaleInput:
-    return StaleInput(f"{run / NAME} is damaged. Remove it, and give the copy an empty prefix.")
+    return StaleInput(f"{run / NAME} is damaged, so nothing was done. Remove it, give the copy an empty prefix, and remove the old one.")

@@ -12,12 +12,10 @@ from pipeline.errors import BadInput, StaleInput
 from pipeline.mirroring import index
 from pipeline.mirroring.files import Seen, locked, look, seen, several
 from pipeline.mirroring.index import Stored, object_of
-from pipeline.mirroring.memo import Memo, half_pulled, note_pull
+from pipeline.mirroring.memo import Memo, begun_pull, half_pulled, note_pull
 from pipeline.mirroring.push import require_ours
 from pipeline.receipts import Progress, atomic, disk_watched, require_space
 
-_LAST = "run.json"
-"""Without it, nothing takes the folder for a run."""
 _OF_NOBODY = {".lock", ".mirror.lock", ".status.json"}
 _READ = IngestConfig()
 _PIECE = 2**20
@@ -33,6 +31,8 @@ def would_take(run: Path, url: str) -> int:
     standing = index.read(url)
     if standing is not None and _is_new(run, url):
         return len(standing.files)
+    if not _is_new(run, url) and not (run / index.LAST).is_file():
+        raise StaleInput(f"{run} holds files that are no run, or is a file. Give a folder that is empty, or not there.")
     require_ours(Memo.read(run, url), standing)
     if standing is None:
         index.require_free(url)
@@ -58,16 +58,22 @@ def pull(url: str, run: Path, progress: Progress | None = None) -> int:
     if standing is None:
         raise BadInput(f"There is no copy of a run at {url}. `purify run CRAWL RUN --mirror {url}` makes one.")
     if not _is_new(run, url):
-        raise StaleInput(f"{run} is not empty. Give a folder that is empty, or not there.")
+        raise StaleInput(f"{run} is not an empty folder. Give one that is, or is not there.")
     require_space(run, sum(one.size for one in standing.files.values()))
     memo = Memo(url, taken_from=standing.name)
-    with disk_watched(run / _LAST):
-        run.mkdir(parents=True, exist_ok=True)
+    with disk_watched(run / index.LAST):
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StaleInput(f"{run} cannot be made: a file is in the way. Give a folder that is empty, or not there.") from error
         with locked(run / ".lock", f"Another process works in {run}. Wait for it to end."):
-            note_pull(run, url)
-            for path in look(run).keys() - standing.files.keys():  # of an earlier call, when the copy was another
-                (run / path).unlink()
-            paths = sorted(standing.files, key=lambda path: path == _LAST)
+            begun = begun_pull(run)
+            if strange := look(run).keys() - standing.files.keys() - begun:
+                raise StaleInput(f"{run / min(strange)} is not of the copy. Move it elsewhere, and give the same command again.")
+            note_pull(run, url, begun | standing.files.keys())
+            for half in [*look(run).keys() - standing.files.keys(), *(str(path.relative_to(run)) for path in run.rglob(".*.tmp"))]:
+                (run / half).unlink()  # of an earlier call, when the copy was another; of a killed one
+            paths = sorted(standing.files, key=lambda path: path == index.LAST)
             over = threading.Event()
             fetched = several(lambda path: _fetch(url, run / path, standing.files[path], over), paths[:-1], over)
             for done, (path, found) in enumerate(zip(paths, fetched, strict=False), 1):
@@ -84,7 +90,7 @@ def pull(url: str, run: Path, progress: Progress | None = None) -> int:
 
 def _is_new(run: Path, url: str) -> bool:
     if not run.is_dir():
-        return not run.exists()
+        return not os.path.lexists(run)
     return half_pulled(run) == url or {path.name for path in run.iterdir()} <= _OF_NOBODY
 
 
@@ -127,6 +133,8 @@ def _pieces(place: str, most: int) -> Iterator[bytes]:
                 most -= len(piece)
                 yield piece
     except FileNotFoundError as error:
-        raise BadInput(f"{place} is gone: the copy is written just now, or it is damaged. Give the same command again.") from error
+        raise BadInput(
+            f"{place} is gone: the copy is written just now, or it is damaged. Give the same command again; `purify verify` of the copy tells what is."
+        ) from error
     except OSError as error:
         raise BadInput(f"{place} cannot be read: {error}. {places.access_advice(place)}") from error

@@ -55,7 +55,8 @@ class Mirror:
 
     def __enter__(self) -> Self:
         """Raises StaleInput when another process writes the copy."""
-        self._lock.enter_context(locked(self._run / _LOCK, f"Another process copies {self._run}. Wait for it to end."))
+        with disk_watched(self._run / _LOCK):
+            self._lock.enter_context(locked(self._run / _LOCK, f"Another process copies {self._run}. Wait for it to end."))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -66,7 +66,7 @@ def test_another_machine_goes_on_and_nothing_is_done_twice(
     assert tars <= names(f"{URL}/objects")
     with Mirror(run, URL):
         code, words = said(capfd, "forget", str(run), "--identity", name, "--yes")
-    assert code == 1 and f"not in the copy at {URL}: Another process copies" in " ".join(words.split())
+    assert code == 1 and f"still in the copy at {URL}: Another process copies" in " ".join(words.split())
     code, words = said(capfd, "forget", str(run), "--identity", name, "--yes")
     assert code == 0 and f"The copy at {URL} has it no more either" in " ".join(words.split())
     assert not tars & names(f"{URL}/objects")

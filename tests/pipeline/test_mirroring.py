@@ -3,7 +3,11 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 from flows import cli
 from pipeline import patience, stores
 from pipeline.errors import BadConfig, BadInput, NoSpace, StaleInput
+from pipeline.forget import forget
 from pipeline.layout import RunLayout
 from pipeline.mirroring import push as pushing
 from pipeline.mirroring.files import Seen, look
@@ -21,10 +26,13 @@ from pipeline.mirroring.memo import half_pulled, url_of
 from pipeline.mirroring.pull import begin, pull, would_take
 from pipeline.mirroring.push import Mirror, Pushed, kept
 from pipeline.run_folder import claimed, require_claimable
+from pipeline.status import record_of
 from pipeline.stores import names
 from pipeline.verify import verify
 from tests.pipeline.clean_run import config, planted, write_clean_run
 from tests.pipeline.store_server import SECRET, Faulty, faulty_server
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +217,7 @@ def test_of_two_twins_one_writes_the_copy(run: Path, url: str, s3: Faulty, tmp_p
 )
 def test_a_damaged_memory_is_refused(run: Path, url: str, s3: Faulty, content: str) -> None:
     (run / ".mirror.json").write_text(content.replace("URL", json.dumps(url)))
-    with pytest.raises(StaleInput, match=r"mirror.json is damaged. Remove it"):
+    with pytest.raises(StaleInput, match=r"mirror.json is damaged, so nothing was done"):
         push(run, url)
     (run / ".mirror.json").unlink()
     push(run, url)
@@ -373,7 +381,7 @@ def test_places_that_take_no_copy(run: Path, url: str, s3: Faulty, tmp_path: Pat
     for act in (lambda: push(run, url), lambda: pull(url, tmp_path / "other"), lambda: begin(tmp_path / "other", url)):
         with pytest.raises(BadInput, match=r"index.json is not the index of a copy"):
             act()
-    with pytest.raises(BadInput, match=r"s3://nobucket/\S+ cannot be used"):
+    with pytest.raises(BadInput, match=r"s3://nobucket/\S+ cannot be used: .* Make the bucket first"):
         begin(tmp_path / "other", "s3://nobucket/x")
     s3.fault = lambda method, _path: 403 if method == "PUT" else None
     with pytest.raises(BadInput, match="Set AWS_PROFILE"):
@@ -382,7 +390,25 @@ def test_places_that_take_no_copy(run: Path, url: str, s3: Faulty, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "path", ["../out", "/out", "a/../../out", "", ".", "a//b", "raw/.hidden/x", ".mirror.json", ".lock", "a\\b", "a\0b", "raw/"]
+    "path",
+    [
+        "../out",
+        "/out",
+        "a/../../out",
+        "",
+        ".",
+        "a//b",
+        "raw/.hidden/x",
+        ".mirror.json",
+        ".lock",
+        "a\\b",
+        "a\0b",
+        "raw/",
+        "a\nb",
+        "\x1b[31m",
+        "\ud800",
+        "a" * 256,
+    ],
 )
 def test_an_index_cannot_lead_out_of_the_folder(url: str, s3: Faulty, tmp_path: Path, path: str) -> None:
     content = b"foreign"
@@ -403,6 +429,9 @@ def test_an_index_cannot_lead_out_of_the_folder(url: str, s3: Faulty, tmp_path: 
         {"a": ["0" * 64, 7]},
         {"a": 7},
         ["a"],
+        {},
+        {"a": ["0" * 64, 7, False]},
+        {"run.json": ["0" * 64, 7, False], "run.json/x": ["0" * 64, 7, False]},
         {"a": ["0" * 64, "7", False]},
     ],
 )
@@ -411,6 +440,21 @@ def test_an_index_of_nonsense_is_refused(url: str, s3: Faulty, tmp_path: Path, f
     put(url, "index.json", json.dumps(told).encode())
     with pytest.raises(BadInput, match="is damaged, or not ours"):
         pull(url, tmp_path / "run")
+
+
+def test_an_index_that_is_too_much_is_refused(url: str, s3: Faulty, tmp_path: Path) -> None:
+    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "written": "now", "files": {"run.json": ["0" * 64, 1, False]}}
+    for content in (json.dumps({**told, "number": float("inf")}), json.dumps({**told, "number": 1, "written": None}), "[" * 100_000):
+        put(url, "index.json", content.encode())
+        with pytest.raises(BadInput, match=r"is damaged, or not ours|is no JSON"):
+            pull(url, tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["s3://", "S3://bucket/x", "s3:///x", "s3://bucket/x?X-Amz-Signature=abc"])
+def test_urls_that_name_no_place(run: Path, place: str) -> None:
+    with pytest.raises(BadConfig, match="names no place in a store") as told:
+        push(run, place)
+    assert "abc" not in str(told.value)
 
 
 def test_objects_that_are_not_what_they_say(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
@@ -447,7 +491,7 @@ def test_a_file_and_a_folder_of_one_name(url: str, s3: Faulty, tmp_path: Path) -
 
 def test_a_disk_without_room_is_seen_first(url: str, s3: Faulty, tmp_path: Path) -> None:
     told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now"}
-    put(url, "index.json", json.dumps({**told, "files": {"a": ["0" * 64, 10**18, False]}}).encode())
+    put(url, "index.json", json.dumps({**told, "files": {"run.json": ["0" * 64, 10**18, False]}}).encode())
     with pytest.raises(NoSpace, match="GB are free"):
         pull(url, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -457,11 +501,73 @@ def test_a_folder_with_other_things_takes_no_copy(run: Path, url: str, s3: Fault
     push(run, url)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(StaleInput, match="is not empty"):
+    with pytest.raises(StaleInput, match="is not an empty folder"):
         pull(url, tmp_path / "other")
-    with pytest.raises(StaleInput, match="another run folder"):
+    with pytest.raises(StaleInput, match="holds files that are no run"):
         begin(tmp_path / "other", url)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
+def test_parts_of_a_run_that_are_links_are_copied(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    wanted = contents(run)
+    (run / "raw").rename(tmp_path / "raw elsewhere")
+    (run / "raw").symlink_to(tmp_path / "raw elsewhere")
+    (run / "clean" / "dataset.json").rename(tmp_path / "dataset.json")
+    (run / "clean" / "dataset.json").symlink_to(tmp_path / "dataset.json")
+    (run / "clean" / "back").symlink_to(run)
+    push(run, url)
+    pull(url, tmp_path / "other")
+    assert contents(tmp_path / "other") == wanted
+
+
+def test_a_pull_that_goes_on_leaves_what_is_not_its_own(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    other = tmp_path / "other"
+    s3.fault = lambda method, path: 403 if method == "GET" and hashlib.sha256((run / "run.json").read_bytes()).hexdigest() in path else None
+    with pytest.raises(BadInput):
+        pull(url, other)
+    s3.fault = lambda _method, _path: None
+    (other / "raw" / "._receipt.json.77.tmp").write_text("half of a file")
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(StaleInput, match=r"notes.txt is not of the copy. Move it elsewhere"):
+        pull(url, other)
+    assert (other / "notes.txt").read_text() == "mine"
+    (other / "notes.txt").unlink()
+    for act in (lambda: record_of(other), lambda: forget(other, identities=["Ada"], yes=True)):
+        with pytest.raises(StaleInput, match="A pull into"):
+            act()
+    pull(url, other)
+    assert contents(other) == contents(run) and not [path for path in other.rglob("*.tmp")]
+
+
+def test_places_that_are_in_the_way_of_a_pull(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for place in ("file", "dangling", "file/below"):
+        with pytest.raises(StaleInput, match=r"is not an empty folder|cannot be made"):
+            pull(url, tmp_path / place)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+def test_a_store_that_hangs_keeps_nobody_who_is_told_to_end(run: Path, url: str, s3: Faulty, signal_: signal.Signals) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(method: str, path: str) -> None:
+        if method == "PUT" and "/objects/" in path:
+            hangs.set()
+            goes_on.wait(120)
+
+    s3.fault = hang
+    words = [sys.executable, "-m", "flows.cli", "push", str(run), url]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True) as process:
+        assert hangs.wait(60)
+        process.send_signal(signal_)
+        try:
+            assert process.wait(30) == 128 + signal_
+        finally:
+            goes_on.set()
+            process.kill()
 
 
 def test_while_a_run_goes_on_the_copy_follows(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import crawls, evaluation, exports, flags, inversion, mirrors, models, operations, questions, reviews, upkeep
-from flows.mirrors import Mirror, files_to_take, taken_from_mirror
+from flows.mirrors import Mirror, taken_from_mirror
 from flows.outputs import NamedPlace, NewFile, NewFolder, require_named
 from flows.screen import plain, plain_lines
 from pipeline.config import MOST_WORKERS, Config, Mode, load
@@ -277,12 +277,13 @@ def _plan(crawl: str, run: Path, config: Config, mirror: str | None) -> None:
     from pipeline.embedders import load_embedder
     from pipeline.inputs import check_inputs
     from pipeline.layout import RunLayout
+    from pipeline.mirroring.pull import would_take
     from pipeline.models import pick_device
     from pipeline.plan import plan
     from pipeline.run_folder import require_claimable
 
     layout = RunLayout(run)
-    if mirror is not None and (taken := files_to_take(run, mirror)):
+    if mirror is not None and (taken := would_take(run, mirror)):
         _out.print(
             f"{taken:,} files would be taken from {plain(mirror)} first; what follows is without them", highlight=False, soft_wrap=True
         )

@@ -78,10 +78,3 @@ def taken_from_mirror(run: Path, url: str) -> None:
     with shown("pull") as progress:
         files = begin(run, url, progress)
     say("pull", f"{files:,} files were taken from {plain(url)}", url=url, files=files)
-
-
-def files_to_take(run: Path, url: str) -> int:
-    """How many files a run would take from the copy first. Raises what it would."""
-    from pipeline.mirroring.pull import would_take
-
-    return would_take(run, url)

@@ -97,10 +97,7 @@ def _is_new(run: Path, url: str) -> bool:
 def _fetch(url: str, target: Path, wanted: Stored, over: threading.Event) -> Seen:
     if not _is_there(target, wanted):
         place = object_of(url, wanted.sha256)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise BadInput(f"The copy at {url} is damaged: {target} would be a file and a folder.") from error
+        target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as temporary:
             digest = hashlib.sha256()
             with temporary.open("wb") as file:

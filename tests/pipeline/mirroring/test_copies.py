@@ -2,107 +2,35 @@
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import cli
-from pipeline import patience, stores
-from pipeline.errors import BadConfig, BadInput, NoSpace, StaleInput
+from pipeline import stores
+from pipeline.errors import BadInput, StaleInput
 from pipeline.forget import forget
 from pipeline.layout import RunLayout
 from pipeline.mirroring import push as pushing
 from pipeline.mirroring.files import Seen, look
 from pipeline.mirroring.memo import half_pulled, url_of
 from pipeline.mirroring.pull import begin, pull, would_take
-from pipeline.mirroring.push import Mirror, Pushed, kept
+from pipeline.mirroring.push import Mirror, kept
 from pipeline.run_folder import claimed, require_claimable
 from pipeline.status import record_of
 from pipeline.stores import names
 from pipeline.verify import verify
-from tests.pipeline.clean_run import config, planted, write_clean_run
-from tests.pipeline.store_server import SECRET, Faulty, faulty_server
+from tests.pipeline.mirroring.copies import contents, get, push, put, replace, told
+from tests.pipeline.store_server import SECRET, Faulty
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Faulty]:
-    with faulty_server("runs") as faulty:
-        yield faulty
-
-
-@pytest.fixture
-def s3(server: Faulty, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
-    monkeypatch.setattr(patience, "WAIT_S", 0.001)
-    server.asked.clear()
-    yield server
-    server.fault = lambda _method, _path: None
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_clean_run(tmp_path_factory.mktemp("mirror") / "run", planted(each=2), config("export.samples_per_shard=20"))
-    shutil.rmtree(run.manifest / "_answers")
-    begun = run.root / "rounds" / "2" / ".train.partial-0123456789abcdef" / ".work"
-    begun.mkdir(parents=True)
-    (begun / "checkpoint.safetensors").write_bytes(b"one state" * 1000)
-    run.forgotten.mkdir(exist_ok=True)
-    (run.forgotten / "key").write_bytes(b"k" * 32)
-    (run.forgotten / "key").chmod(0o600)
-    return run.root
-
-
-@pytest.fixture
-def run(template: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(template, tmp_path / "run")
-
-
-@pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    return f"s3://runs/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
-
-
-def push(run: Path, url: str) -> Pushed:
-    with Mirror(run, url) as mirror:
-        return mirror.push()
-
-
-def contents(run: Path) -> dict[str, tuple[str, int]]:
-    """What a copy is to have: every file but those of this machine alone."""
-    return {path: (hashlib.sha256((run / path).read_bytes()).hexdigest(), (run / path).stat().st_mode & 0o777) for path in look(run)}
-
-
-def told(s3: Faulty, method: str) -> list[str]:
-    return [path for asked, path in s3.asked if asked == method]
-
-
-def put(url: str, name: str, content: bytes) -> None:
-    import boto3
-
-    client = boto3.client("s3")
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=content)
-    client.close()
-
-
-def get(url: str, name: str) -> bytes:
-    import boto3
-
-    client = boto3.client("s3")
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    content: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()
-    client.close()
-    return content
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_copy_that_is_pulled_is_the_run_folder(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
@@ -212,17 +140,6 @@ def test_of_two_twins_one_writes_the_copy(run: Path, url: str, s3: Faulty, tmp_p
     assert contents(tmp_path / "other") == contents(twin)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "7", '{"url": 7}', '{"url": URL, "sent": [[1]]}', '{"url": URL, "sent": 3}', '{"url": URL, "sent": []}']
-)
-def test_a_damaged_memory_is_refused(run: Path, url: str, s3: Faulty, content: str) -> None:
-    (run / ".mirror.json").write_text(content.replace("URL", json.dumps(url)))
-    with pytest.raises(StaleInput, match=r"mirror.json is damaged, so nothing was done"):
-        push(run, url)
-    (run / ".mirror.json").unlink()
-    push(run, url)
-
-
 def test_its_writer_is_known_after_a_kill_at_the_index(run: Path, url: str, s3: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -275,11 +192,6 @@ def test_a_pull_that_was_killed_follows_a_copy_that_has_changed(run: Path, url: 
     push(run, url)
     pull(url, tmp_path / "other")
     assert contents(tmp_path / "other") == contents(run)
-
-
-def replace(path: Path, content: bytes) -> None:
-    path.with_name(".new").write_bytes(content)
-    path.with_name(".new").replace(path)
 
 
 def test_what_changes_while_it_is_sent_is_sent_as_it_was(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
@@ -363,151 +275,6 @@ def test_a_push_that_is_stopped_ends_soon_and_leaves_the_copy_as_it_was(
     client.close()
 
 
-def test_places_that_take_no_copy(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
-    for place, message in (
-        (str(tmp_path / "copy"), "is no URL of a store"),
-        ("https://host/x", "cannot be written by http"),
-        ("s3://key:secret@runs/x", "Credentials do not belong into a URL"),
-    ):
-        with pytest.raises(BadConfig, match=message) as raised:
-            push(run, place)
-        assert "secret" not in str(raised.value)
-    put(url, "dataset.json", b"{}")
-    with pytest.raises(BadInput, match=r"holds something else than the copy of a run: dataset.json. Give an empty prefix"):
-        push(run, url)
-    with pytest.raises(BadInput, match="There is no copy of a run"):
-        pull(url, tmp_path / "other")
-    put(url, "index.json", b'{"what": "ever"}')
-    for act in (lambda: push(run, url), lambda: pull(url, tmp_path / "other"), lambda: begin(tmp_path / "other", url)):
-        with pytest.raises(BadInput, match=r"index.json is not the index of a copy"):
-            act()
-    with pytest.raises(BadInput, match=r"s3://nobucket/\S+ cannot be used: .* Make the bucket first"):
-        begin(tmp_path / "other", "s3://nobucket/x")
-    s3.fault = lambda method, _path: 403 if method == "PUT" else None
-    with pytest.raises(BadInput, match="Set AWS_PROFILE"):
-        begin(tmp_path / "other", f"{url}-other")
-    assert not (tmp_path / "other").exists()
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "../out",
-        "/out",
-        "a/../../out",
-        "",
-        ".",
-        "a//b",
-        "raw/.hidden/x",
-        ".mirror.json",
-        ".lock",
-        "a\\b",
-        "a\0b",
-        "raw/",
-        "a\nb",
-        "\x1b[31m",
-        "\ud800",
-        "a" * 256,
-    ],
-)
-def test_an_index_cannot_lead_out_of_the_folder(url: str, s3: Faulty, tmp_path: Path, path: str) -> None:
-    content = b"foreign"
-    sha256 = hashlib.sha256(content).hexdigest()
-    put(url, f"objects/{sha256}", content)
-    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now"}
-    put(url, "index.json", json.dumps({**told, "files": {path: [sha256, len(content), False]}}).encode())
-    with pytest.raises(BadInput, match="is damaged, or not ours"):
-        pull(url, tmp_path / "deep" / "run")
-    assert not (tmp_path / "deep").exists()
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"a": ["../../etc/passwd", 7, False]},
-        {"a": ["0" * 64, -1, False]},
-        {"a": ["0" * 64, 7]},
-        {"a": 7},
-        ["a"],
-        {},
-        {"a": ["0" * 64, 7, False]},
-        {"run.json": ["0" * 64, 7, False], "run.json/x": ["0" * 64, 7, False]},
-        {"a": ["0" * 64, "7", False]},
-    ],
-)
-def test_an_index_of_nonsense_is_refused(url: str, s3: Faulty, tmp_path: Path, files: Any) -> None:
-    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now", "files": files}
-    put(url, "index.json", json.dumps(told).encode())
-    with pytest.raises(BadInput, match="is damaged, or not ours"):
-        pull(url, tmp_path / "run")
-
-
-def test_an_index_that_is_too_much_is_refused(url: str, s3: Faulty, tmp_path: Path) -> None:
-    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "written": "now", "files": {"run.json": ["0" * 64, 1, False]}}
-    for content in (json.dumps({**told, "number": float("inf")}), json.dumps({**told, "number": 1, "written": None}), "[" * 100_000):
-        put(url, "index.json", content.encode())
-        with pytest.raises(BadInput, match=r"is damaged, or not ours|is no JSON"):
-            pull(url, tmp_path / "run")
-
-
-@pytest.mark.parametrize("place", ["s3://", "S3://bucket/x", "s3:///x", "s3://bucket/x?X-Amz-Signature=abc"])
-def test_urls_that_name_no_place(run: Path, place: str) -> None:
-    with pytest.raises(BadConfig, match="names no place in a store") as told:
-        push(run, place)
-    assert "abc" not in str(told.value)
-
-
-def test_objects_that_are_not_what_they_say(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
-    push(run, url)
-    sha256 = hashlib.sha256((run / "clean" / "dataset.json").read_bytes()).hexdigest()
-    assert verify(url, workers=1).findings == []
-    for wrong, message in ((b"x", "is not what its name says"), (b"x" * 10**6, "is not what its name says"), (None, "is gone: the copy")):
-        if wrong is None:
-            import boto3
-
-            client = boto3.client("s3")
-            client.delete_object(Bucket="runs", Key=f"{url.removeprefix('s3://runs/')}/objects/{sha256}")
-            client.close()
-        else:
-            put(url, f"objects/{sha256}", wrong)
-        with pytest.raises(BadInput, match=message):
-            pull(url, tmp_path / "other")
-        assert not (tmp_path / "other" / "clean" / "dataset.json").exists()
-        assert {one.name for one in verify(url, workers=1).findings} == {f"clean/dataset.json, objects/{sha256}"}
-    push(run, url)
-    pull(url, tmp_path / "other")
-    assert contents(tmp_path / "other") == contents(run), "a push sends what is gone again"
-
-
-def test_a_file_and_a_folder_of_one_name(url: str, s3: Faulty, tmp_path: Path) -> None:
-    content = b"foreign"
-    sha256 = hashlib.sha256(content).hexdigest()
-    put(url, f"objects/{sha256}", content)
-    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now"}
-    put(url, "index.json", json.dumps({**told, "files": {"a": [sha256, 7, False], "a/b": [sha256, 7, False]}}).encode())
-    with pytest.raises(BadInput, match="damaged"):
-        pull(url, tmp_path / "run")
-
-
-def test_a_disk_without_room_is_seen_first(url: str, s3: Faulty, tmp_path: Path) -> None:
-    told = {"format": "copy of a purify run", "version": 1, "writer": "w", "number": 1, "written": "now"}
-    put(url, "index.json", json.dumps({**told, "files": {"run.json": ["0" * 64, 10**18, False]}}).encode())
-    with pytest.raises(NoSpace, match="GB are free"):
-        pull(url, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_with_other_things_takes_no_copy(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
-    push(run, url)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(StaleInput, match="is not an empty folder"):
-        pull(url, tmp_path / "other")
-    with pytest.raises(StaleInput, match="holds files that are no run"):
-        begin(tmp_path / "other", url)
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
-
-
 def test_parts_of_a_run_that_are_links_are_copied(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
     wanted = contents(run)
     (run / "raw").rename(tmp_path / "raw elsewhere")
@@ -538,15 +305,6 @@ def test_a_pull_that_goes_on_leaves_what_is_not_its_own(run: Path, url: str, s3:
             act()
     pull(url, other)
     assert contents(other) == contents(run) and not [path for path in other.rglob("*.tmp")]
-
-
-def test_places_that_are_in_the_way_of_a_pull(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
-    push(run, url)
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for place in ("file", "dangling", "file/below"):
-        with pytest.raises(StaleInput, match=r"is not an empty folder|cannot be made"):
-            pull(url, tmp_path / place)
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])

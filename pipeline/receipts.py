@@ -154,9 +154,8 @@ def _fill(partial: Path, stage: str, mark: str, work: Callable[[Path], Counts]) 
     started = time.perf_counter()
     try:
         counts = work(partial)
-    except BaseException:
-        _clear(partial)  # of workers, who end with the stage wherever they are
-        raise
+    finally:
+        _clear(partial)  # of workers that were killed, or end with the stage wherever they are
     flush([partial, *partial.rglob("*")])
     receipt = Receipt(stage, mark, counts, round(time.perf_counter() - started, 3))
     write_json(partial / NAME, {key: value for key, value in asdict(receipt).items() if key != "reused"})

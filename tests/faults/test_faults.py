@@ -19,7 +19,7 @@ LITTLE = "--kills 3 --new-only --rounds 1 --identities 6 --seed 3 --troubles".sp
 
 def test_a_disturbed_run_goes_on_to_the_same_bytes() -> None:
     """In a process of its own, which forks: this one holds threads of torch and DuckDB."""
-    command = [sys.executable, "-m", "tests.faults", *LITTLE, "a worker is killed", "machines are lost"]
+    command = [sys.executable, "-m", "tests.faults", *LITTLE, "a worker is killed in ingest", "machines are lost"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills in " in done.stdout and " 0 differences" in done.stdout and done.stdout.count("as undisturbed") == 2
@@ -135,6 +135,22 @@ def test_half_files_of_killed_writers_are_swept_and_a_sealed_folder_is_not_made_
     (tmp_path / "out").rename(tmp_path / f".out.partial-{'a' * 16}")  # killed between receipt and rename
     again = run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=lambda _: {"n": 2})
     assert again.counts == {"n": 1}
+
+
+def write_half_and_die_at_first(part: Path) -> None:
+    if not part.exists():
+        part.touch()
+        part.with_name(f".{part.name}.{os.getpid()}.tmp").write_text("half")
+        os._exit(1)
+
+
+def test_the_half_file_of_a_killed_worker_is_not_sealed_with_the_whole_ones_that_others_wrote(tmp_path: Path) -> None:
+    def work(folder: Path) -> Counts:
+        fan_out(write_half_and_die_at_first, [folder / "a", folder / "b"], workers=2)
+        return {}
+
+    run_stage(tmp_path / "out", stage="s", mark="a" * 64, work=work)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_receipt.json", "a", "b"]
 
 
 def test_a_swap_that_was_killed_half_way_is_settled(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.layout import RunLayout
+from pipeline.receipts import partials
 from tests.faults.harness import Attempt, Fault, Scene, attempt, differences, on_change
 from tests.faults.kills import Play
 from tests.pipeline.store_server import leads_to
@@ -58,10 +60,10 @@ def disk_full(play: Play, folder: Path) -> list[str]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def worker_killed(play: Play, folder: Path) -> list[str]:
-    """A worker process is killed once: its part is done again, and the run ends well by itself."""
+def worker_killed(play: Play, folder: Path, out: Callable[[RunLayout], Path]) -> list[str]:
+    """A worker process is killed once, while it writes a file of the output `out`: its part is done again, and the run ends well by itself."""
     scene = _with_workers(play, folder)
-    one = attempt(scene, lambda _: _when_workers_work(lambda worker: os.kill(worker, signal.SIGKILL)))
+    one = attempt(scene, partial(_kill_a_writer, out=out))
     return _ended_so(one, 0, "Its part is done again") + differences(scene.run, play.wanted)
 
 
@@ -101,7 +103,10 @@ TROUBLES: dict[str, Callable[[Play, Path], list[str]]] = {
     "disk full, at four points": disk_full_somewhere,
     "disk full, a real one": disk_full,
     "permission lost, at four points": permission_lost,
-    "a worker is killed": worker_killed,
+    "a worker is killed in ingest": partial(worker_killed, out=lambda run: run.raw),
+    "a worker is killed in embed": partial(worker_killed, out=lambda run: run.round(1).embeddings),
+    "a worker is killed in isolate": partial(worker_killed, out=lambda run: run.round(1).noise),
+    "a worker is killed in export": partial(worker_killed, out=lambda run: run.clean),
     "the caller of workers is killed": caller_killed,
     "machines are lost": machine_lost,
 }
@@ -137,6 +142,22 @@ def _with_workers(play: Play, folder: Path) -> Scene:
 
 def _when_workers_work(act: Callable[[int], Any]) -> None:
     threading.Thread(target=partial(_watch, act), daemon=True).start()
+
+
+def _kill_a_writer(scene: Scene, out: Callable[[RunLayout], Path]) -> None:
+    threading.Thread(target=_watch_for_writers, args=(out(RunLayout(scene.run)),), daemon=True).start()
+
+
+def _watch_for_writers(out: Path) -> None:
+    """Kill the first worker that has half a file where `out` is made."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # what was just listed has its name by now
+            for half in (half for partial in partials(out) for half in partial.rglob(".*.tmp")):
+                worker = int(half.name.split(".")[-2])
+                if worker != os.getpid():
+                    os.kill(worker, signal.SIGKILL)
+                    return
+        time.sleep(0.0005)
 
 
 def _watch(act: Callable[[int], Any]) -> None:

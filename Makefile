@@ -4,16 +4,19 @@ VENV ?= .venv
 FAISS ?= cpu
 RUN ?= demo
 
-.PHONY: demo test tests-of-parts tests-of-the-whole lint env test-env pictures clean
+.PHONY: demo test tests-of-the-science tests-of-parts tests-of-the-whole lint env test-env pictures clean
 
 demo: env  ## render a crawl with planted noise, purify it, print the score and where the audit page is
 	$(VENV)/bin/purify demo $(RUN)
 
-test: test-env  ## every check of the project, two at a time
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=line lint tests-of-the-whole tests-of-parts
+test: test-env  ## every check of the project, two at a time, the longest first
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=line tests-of-parts tests-of-the-whole tests-of-the-science lint
+
+tests-of-the-science: test-env
+	$(VENV)/bin/python -m pytest tests/arcface_core
 
 tests-of-parts: test-env
-	$(VENV)/bin/python -m pytest tests/arcface_core tests/pipeline
+	$(VENV)/bin/python -m pytest tests/pipeline
 
 tests-of-the-whole: test-env
 	$(VENV)/bin/python -m pytest tests --ignore tests/arcface_core --ignore tests/pipeline

@@ -283,10 +283,10 @@ def _plan(crawl: str, run: Path, config: Config, mirror: str | None) -> None:
     from pipeline.run_folder import require_claimable
 
     layout = RunLayout(run)
-    if mirror is not None and (taken := would_take(run, mirror)):
-        _out.print(
-            f"{taken:,} files would be taken from {plain(mirror)} first; what follows is without them", highlight=False, soft_wrap=True
-        )
+    if mirror is not None:
+        taken = would_take(run, mirror)
+        first = f"{taken:,} files would be taken from it first; what follows is without them" if taken else "nothing to take from it"
+        _out.print(f"copy at {plain(mirror)}: {first}", highlight=False, soft_wrap=True)
     form = check_inputs(crawl, layout, config)
     require_claimable(crawl, layout)
     _out.print(f"{plain(recorded(crawl))}: a crawl in the form '{form}'", highlight=False, soft_wrap=True)

@@ -45,7 +45,7 @@ def forget(
         A run folder.
     """
     from pipeline.forget import forget as remove
-    from pipeline.mirroring.memo import url_of
+    from pipeline.mirroring.memo import earlier_of, url_of
     from pipeline.mirroring.push import Mirror
 
     found = remove(
@@ -98,9 +98,13 @@ def forget(
                 "when the run folder that writes the copy now forgets it too, or when you remove the prefix."
             ) from error
         _say(f"The copy at {url} has it no more either; versions that the bucket itself keeps are for you to remove.")
+    for left in earlier_of(run):
+        _say(
+            f"An earlier copy at {left} has it still, unless it is gone: remove that prefix, or bring it up to date: purify push {run} {left}"
+        )
     _say(
         f"Done. Not ours to change: the crawl itself, copies of {run / 'clean'}, data sets of `purify export --to`, review folders of "
-        "`purify sample-review`, exports of queries, copies at other URLs, backups. "
+        "`purify sample-review`, exports of queries, backups. "
         f"{'The rest' if retrain else 'The audit page'} is made anew by `{f'purify run CRAWL {run}' if retrain else f'purify export {run}'}`."
     )
 

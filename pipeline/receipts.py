@@ -273,6 +273,8 @@ def require_space(folder: Path, wanted: int) -> None:
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < wanted:
-        raise NoSpace(
-            f"{folder} needs about {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Make room or give another run folder."
-        )
+        raise NoSpace(f"{folder} needs about {_in_words(wanted)}, and {_in_words(free)} are free. Make room or give another run folder.")
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

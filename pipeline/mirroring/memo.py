@@ -26,30 +26,40 @@ class Memo:
     """The name of the index that this folder was pulled from."""
     sent: dict[Seen, str] = field(default_factory=dict)
     """The SHA-256 of what was sent or pulled."""
+    earlier: dict[str, int] = field(default_factory=dict)
+    """Other URLs at which this folder left copies, which nobody brings up to date, and the `number` of each."""
 
     @classmethod
     def read(cls, run: Path, url: str) -> "Memo":
-        """That of the run folder; a new one where it has none for this URL."""
+        """That of the run folder; a new one where it has none."""
         told = _told(run)
-        if told is None or told["url"] != url or "sent" not in told:
+        if told is None or "sent" not in told:
             return cls(url)
         try:
             sent = {Seen(int(size), int(at), int(inode), bool(private)): str(sha256) for size, at, inode, private, sha256 in told["sent"]}
-            return cls(url, str(told["writer"]), int(told["number"]), told["taken_from"], sent)
-        except (KeyError, TypeError, ValueError) as error:
+            numbers = {str(place): int(number) for place, number in told["earlier"].items()} | {told["url"]: int(told["number"])}
+            taken_from = told["taken_from"] if told["url"] == url else None
+            return cls(url, str(told["writer"]), numbers.pop(url, 0), taken_from, sent, numbers)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(run) from error
 
     def write(self, run: Path) -> None:
         """Put it into the run folder."""
         sent = [[*astuple(one), sha256] for one, sha256 in self.sent.items()]
-        told = {"url": self.url, "writer": self.writer, "number": self.number, "taken_from": self.taken_from, "sent": sent}
-        write_json(run / NAME, told)
+        told = {"url": self.url, "writer": self.writer, "number": self.number, "taken_from": self.taken_from}
+        write_json(run / NAME, told | {"earlier": self.earlier, "sent": sent})
 
 
 def url_of(run: Path) -> str | None:
     """Where the copy of this run folder is, as last known; None where it has none."""
     told = _told(run)
     return None if told is None else str(told["url"])
+
+
+def earlier_of(run: Path) -> list[str]:
+    """Other URLs at which this run folder left copies, as far as it knows."""
+    url = url_of(run)
+    return [] if url is None else sorted(Memo.read(run, url).earlier)
 
 
 def note_pull(run: Path, url: str, paths: Iterable[str]) -> None:

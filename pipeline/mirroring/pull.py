@@ -56,7 +56,9 @@ def pull(url: str, run: Path, progress: Progress | None = None) -> int:
     url = index.required(url)
     standing = index.read(url)
     if standing is None:
-        raise BadInput(f"There is no copy of a run at {url}. `purify run CRAWL RUN --mirror {url}` makes one.")
+        raise BadInput(
+            f"There is no copy of a run at {url}, or no such bucket. Look at the URL; `purify run CRAWL RUN --mirror {url}` makes a copy."
+        )
     if not _is_new(run, url):
         raise StaleInput(f"{run} is not an empty folder. Give one that is, or is not there.")
     require_space(run, sum(one.size for one in standing.files.values()))

@@ -85,7 +85,8 @@ class Mirror:
                 seen, held = self._held(folder, self._objects)
                 sent = self._sent(seen, held, self._objects, progress)
             files = {path: Stored(self._memo.sent[one], one.size, one.is_private) for path, one in seen.items()}
-            if standing is None or standing.writer != self._memo.writer or standing.files != files:
+            is_as_it_was = standing is not None and standing.writer == self._memo.writer and standing.files == files
+            if not is_as_it_was or url_of(self._run) != self._url:
                 needed = {one.sha256 for one in files.values()}
                 self._memo.sent = {one: sha256 for one, sha256 in self._memo.sent.items() if sha256 in needed}
                 new = Index.after(standing, self._memo.writer, files)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from pipeline.mirroring.files import look
 from pipeline.mirroring.push import Mirror
 from pipeline.stores import names
 from tests.flows.small_run import OPTIONS, manifest
@@ -17,7 +18,7 @@ from tests.pipeline.store_server import SECRET, s3_server
 
 pytestmark = pytest.mark.usefixtures("server")
 SETTINGS = ["--preset", "demo", *(word for option in (*OPTIONS, "rounds=1", "train.epochs=3") for word in ("--set", option))]
-URL = "s3://runs/nightly"
+URL, EARLIER = "s3://runs/nightly", "s3://runs/earlier"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,10 +49,11 @@ def test_another_machine_goes_on_and_nothing_is_done_twice(
     assert code == 0
     assert [line["sent_files"] for line in lines(words) if line["event"] == "mirror"] == [len(names(f"{URL}/objects"))]
     before = manifest(run)
+    files = look(run)
 
     shutil.rmtree(run)
     code, words = said(capfd, *command, "--dry-run")
-    assert code == 0 and f"files would be taken from {URL} first" in " ".join(words.split()) and not run.exists()
+    assert code == 0 and f"copy at {URL}: {len(files)} files would be taken from it first" in " ".join(words.split()) and not run.exists()
     code, words = said(capfd, *command)
     assert code == 0 and SECRET not in words
     assert all(line["reused"] for line in lines(words) if line["event"] == "stage")
@@ -64,12 +66,19 @@ def test_another_machine_goes_on_and_nothing_is_done_twice(
     its = before[(before["identity"] == name) & before["shard"].notna()]
     tars = {hashlib.sha256((run / "raw" / f"{shard}.tar").read_bytes()).hexdigest() for shard in its["shard"].unique()}
     assert tars <= names(f"{URL}/objects")
+    for place in (EARLIER, URL):
+        assert said(capfd, "push", str(run), place)[0] == 0
     with Mirror(run, URL):
         code, words = said(capfd, "forget", str(run), "--identity", name, "--yes")
     assert code == 1 and f"still in the copy at {URL}: Another process copies" in " ".join(words.split())
     code, words = said(capfd, "forget", str(run), "--identity", name, "--yes")
     assert code == 0 and f"The copy at {URL} has it no more either" in " ".join(words.split())
     assert not tars & names(f"{URL}/objects")
+    assert f"An earlier copy at {EARLIER} has it still" in " ".join(words.split()) and tars <= names(f"{EARLIER}/objects")
+    assert said(capfd, "push", str(run), EARLIER)[0] == 0
+    assert not tars & names(f"{EARLIER}/objects")
+    code, words = said(capfd, "run", str(tiny_crawl[0]), str(tmp_path / "new"), *SETTINGS, "--mirror", f"{URL}2", "--dry-run")
+    assert code == 0 and f"copy at {URL}2: nothing to take from it" in " ".join(words.split())
     shutil.rmtree(run)
     code, words = said(capfd, "pull", URL, str(run))
     assert code == 0 and name not in set(manifest(run)["identity"])

@@ -101,7 +101,10 @@ def test_a_store_that_is_busy_is_asked_again(run: RunLayout, s3: Faulty, status:
     assert objects(f"busy-{status}") == on_disk(tmp_path / "out")
 
 
-def test_a_store_that_stays_away_is_told_and_then_gone_on_with(run: RunLayout, s3: Faulty, tmp_path: Path) -> None:
+def test_a_store_that_stays_away_is_told_and_then_gone_on_with(
+    run: RunLayout, s3: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "_told_at", float("-inf"))
     puts = 0
 
     def breaks(method: str, _: str) -> int | None:
@@ -112,6 +115,7 @@ def test_a_store_that_stays_away_is_told_and_then_gone_on_with(run: RunLayout, s
     s3.fault = breaks
     with pytest.raises(BadInput, match=r"s3://exports/away/\S+ cannot be used"):
         export_to(run.clean, "s3://exports/away", wanted(), workers=1, work=tmp_path / "work")
+    assert caplog.messages == ["A store is busy, or does not answer (OSError). It is asked again for about a minute."]
     s3.fault = lambda _method, _path: None
     first = objects("away")
     assert len(first) == 5 and "dataset.json" not in first, "an export that is not finished says nothing of itself"

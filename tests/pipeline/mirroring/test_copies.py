@@ -20,7 +20,7 @@ from pipeline.forget import forget
 from pipeline.layout import RunLayout
 from pipeline.mirroring import push as pushing
 from pipeline.mirroring.files import Seen, look
-from pipeline.mirroring.memo import half_pulled, url_of
+from pipeline.mirroring.memo import earlier_of, half_pulled, url_of
 from pipeline.mirroring.pull import begin, pull, would_take
 from pipeline.mirroring.push import Mirror, kept
 from pipeline.run_folder import claimed, require_claimable
@@ -126,6 +126,22 @@ def test_one_run_folder_writes_a_copy(run: Path, url: str, s3: Faulty, template:
     push(heir, url)
     with Mirror(heir, url), pytest.raises(StaleInput, match="Another process copies"), Mirror(heir, url):
         pass
+
+
+def test_a_folder_goes_back_to_an_earlier_copy_of_its_own(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:
+    push(run, url)
+    for place, other in ((f"{url}-2", url), (url, f"{url}-2"), (f"{url}-2", url)):
+        push(run, place)
+        assert (url_of(run), earlier_of(run)) == (place, [other])
+    (run / "evaluation" / "more.svg").write_text("<svg/>")
+    assert push(run, url).sent_files == 1
+    assert (url_of(run), earlier_of(run)) == (url, [f"{url}-2"])
+    twin = shutil.copytree(run, tmp_path / "twin")
+    push(run, f"{url}-2")
+    (twin / "evaluation" / "more.svg").write_text("<svg></svg>")
+    push(twin, url)
+    with pytest.raises(StaleInput, match="from another run folder"):
+        push(run, url)
 
 
 def test_of_two_twins_one_writes_the_copy(run: Path, url: str, s3: Faulty, tmp_path: Path) -> None:

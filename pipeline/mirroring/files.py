@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -19,6 +19,8 @@ J = TypeVar("J")
 R = TypeVar("R")
 _AT_ONCE = 4
 _PATIENCE_S = 60.0
+_BLINK_S = 1.0
+"""A signal wakes nobody who waits without an end, when it comes just before, or to another thread."""
 _LONGEST = 255
 """Bytes of a name on a disk."""
 _BEGUN = re.compile(r"\.(raw|train|embeddings)\.partial-[0-9a-f]{16}")
@@ -136,6 +138,8 @@ def several(work: Callable[[J], R], jobs: Iterable[J], over: threading.Event) ->
         for thread in threads:
             thread.start()
         for future, _ in todo:
+            while not wait([future], _BLINK_S).done:
+                pass
             yield future.result()
     except Exception:
         over.set()

@@ -31,18 +31,20 @@ class Rates:
     bytes_per_image: dict[str, float]
 
 
-def measured(small: Path, large: Path) -> Rates:
-    """The rates and sizes between two finished runs. Raises SystemExit when a stage tells nothing."""
+def measured(small: Path, large: Path, given: dict[str, float]) -> Rates:
+    """The rates and sizes between two finished runs; of a stage whose rate is given, that one. Raises SystemExit when a stage tells nothing."""
     few, many = _work(small), _work(large)
     per_s: dict[str, float] = {}
     for kind, (amount, seconds) in many.items():
         amount_before, seconds_before = few.get(kind, (0.0, 0.0))
         if amount > amount_before and seconds > seconds_before:
             per_s[kind] = (amount - amount_before) / (seconds - seconds_before)
+    per_s |= given
     missing = STAGES.keys() - per_s.keys()
     if missing:
         raise SystemExit(
-            f"No rates of {', '.join(sorted(missing))} between {small} and {large}. Give two runs that trained, the larger one second."
+            f"No rates of {', '.join(sorted(missing))} between {small} and {large}: the larger run has to come second, to have trained, and to be so much "
+            "larger that it takes longer. Isolate's fits take seconds whatever the crawl; its rate can be given (--isolate-rate)."
         )
     items = many["ingest"][0]
     folders = {"raw": large / "raw", "embeddings": large / "rounds" / "1" / "embeddings", "noise": large / "rounds" / "1" / "noise"}
@@ -86,7 +88,7 @@ def hours(rates: Rates, images: int, given: argparse.Namespace) -> dict[str, flo
     per_s = dict(rates.per_s)
     per_s |= {stage: rates.per_s[stage] * cores for stage in _PER_NODE}
     if gpus:
-        per_s |= {"train": given.train_rate * gpus, "embed": given.embed_rate, "isolate": given.isolate_rate or rates.per_s["isolate"]}
+        per_s |= {"train": given.train_rate * gpus, "embed": given.embed_rate, "isolate": rates.per_s["isolate"]}
     times = STAGES | {"train": STAGES["train"] * given.epochs}
     return {stage: times[stage] * images / per_s[stage] / 3600 for stage in STAGES}
 
@@ -100,15 +102,16 @@ def main() -> None:
     options.add_argument("--gpus", type=int, default=0, help="that train")
     options.add_argument("--train-rate", type=float, default=1000.0, help="images a second of one GPU in training")
     options.add_argument("--embed-rate", type=float, default=2500.0, help="images a second of the one GPU that embeds")
-    options.add_argument("--isolate-rate", type=float, help="images a second of the one GPU that isolates; without, those of one core")
+    options.add_argument("--isolate-rate", type=float, help="images a second of one core, or of the one GPU, in place of the measured")
     options.add_argument("--epochs", type=int, default=20)
     options.add_argument("--dim", type=int, default=512)
     options.add_argument("--subcenters", type=int, default=3)
     given = options.parse_args()
-    rates = measured(given.run, given.larger)
-    print("| stage | images/s, measured | of |\n|---|---|---|")
+    told = {"isolate": given.isolate_rate} if given.isolate_rate else {}
+    rates = measured(given.run, given.larger, told)
+    print("| stage | images/s | of |\n|---|---|---|")
     for stage, rate in rates.per_s.items():
-        print(f"| {stage} | {rate:,.0f} | {'one core' if stage in _PER_NODE else 'the process'} |")
+        print(f"| {stage} | {rate:,.0f} | {'one core' if stage in _PER_NODE else 'the process'}{', given' if stage in told else ''} |")
     print("\n| on disk | bytes an image, measured |\n|---|---|")
     for name, size in rates.bytes_per_image.items():
         print(f"| {name} | {size:,.0f} |")

@@ -162,7 +162,7 @@ def demo(
     folder:
         Where it goes: synthetic/ (crawl/, truth.parquet, unseen.bin) and run/.
     identities:
-        People in the crawl.
+        People in the crawl. Of 40 the network learns too little to judge by.
     images:
         Images of each.
     noise:

@@ -123,6 +123,7 @@ def rehearse(plays: list[Play], folder: Path, *, kills: int, seed: int) -> list[
         history = []
         while done < kills:
             kind = KINDS[done % len(KINDS)]
+            halves = set(scene.run.rglob(".*.tmp"))  # of the kills before
             one = disturbed(play, scene, kind, chance)
             if one.code == 0:
                 break
@@ -130,8 +131,9 @@ def rehearse(plays: list[Play], folder: Path, *, kills: int, seed: int) -> list[
             if one.code not in (-signal.SIGKILL, 128 + signal.SIGTERM):
                 wrong.append(f"run {runs}, {history}: exit code {one.code}\n{one.said}")
                 break
-            if one.code > 0 and list(scene.run.rglob(".*.tmp")):
-                wrong.append(f"run {runs}, {history}: SIGTERM left half a file")
+            if one.code > 0:
+                left = set(scene.run.rglob(".*.tmp")) - halves
+                wrong += [f"run {runs}, {history}: SIGTERM left half a file, {path.relative_to(scene.run)}" for path in sorted(left)]
             table[one.stage, kind] += 1
             done += 1
         last = attempt(scene)
